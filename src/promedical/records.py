@@ -40,7 +40,7 @@ ROLES = ("system", "user", "assistant")
 
 
 class RecordError(ValueError):
-    """A row that cannot be used; the message names file, row, field, what was found and expected."""
+    """A row that cannot be used; the message names file, row, field, and what was found."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,10 @@ _SCHEMA = pa.schema(
                         ("id", _TEXT),
                         ("model", _TEXT),
                         ("text", _TEXT),
-                        ("verdicts", pa.list_(pa.struct([("criterion", _TEXT), ("verdict", _TEXT)]))),
+                        (
+                            "verdicts",
+                            pa.list_(pa.struct([("criterion", _TEXT), ("verdict", _TEXT)])),
+                        ),
                         (
                             "votes",
                             pa.list_(pa.struct([("criterion", _TEXT), ("votes", pa.list_(_TEXT))])),
@@ -241,9 +244,7 @@ def to_dict(row: GradedInstruction) -> dict[str, Any]:
                 "id": r.id,
                 "model": r.model,
                 "text": r.text,
-                "verdicts": [
-                    {"criterion": k, "verdict": v.value} for k, v in r.verdicts.items()
-                ],
+                "verdicts": [{"criterion": k, "verdict": v.value} for k, v in r.verdicts.items()],
                 "votes": [{"criterion": k, "votes": list(v)} for k, v in r.votes.items()],
                 "construction": list(r.construction),
             }
@@ -297,7 +298,9 @@ def from_dict(data: Mapping[str, Any]) -> GradedInstruction:
                     id=r["id"],
                     model=r.get("model") or "unknown",
                     text=r["text"],
-                    verdicts={v["criterion"]: Verdict(v["verdict"]) for v in r.get("verdicts") or ()},
+                    verdicts={
+                        v["criterion"]: Verdict(v["verdict"]) for v in r.get("verdicts") or ()
+                    },
                     votes={v["criterion"]: tuple(v["votes"]) for v in r.get("votes") or ()},
                     construction=tuple(r.get("construction") or ()),
                 )
@@ -367,7 +370,7 @@ def write_dataset(
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         table = pa.Table.from_pylist([to_dict(row) for row in rows], schema=_SCHEMA)
-        pq.write_table(table, staging / "rows.parquet")  # type: ignore[no-untyped-call]
+        pq.write_table(table, staging / "rows.parquet")
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False))
         if target.exists():
             shutil.rmtree(target)
@@ -409,7 +412,7 @@ def read_dataset(folder: str | Path) -> list[GradedInstruction]:
     manifest = read_manifest(folder)
     path = Path(folder) / "rows.parquet"
     try:
-        table = pq.read_table(path)  # type: ignore[no-untyped-call]
+        table = pq.read_table(path)
     except FileNotFoundError:
         raise RecordError(f"{path}: not found, expected the rows of the dataset") from None
     except (pa.ArrowInvalid, OSError) as error:

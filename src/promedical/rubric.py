@@ -150,7 +150,7 @@ class Criterion:
                 raise RubricError(f"{where}: weight: found {self.weight!r}, expected a number ≥ 0")
         elif self.weight is not None:
             raise RubricError(
-                f"{where}: weight: found {self.weight!r}, but only proficiency criteria have weights"
+                f"{where}: weight: found {self.weight!r}, expected None outside proficiency"
             )
         if self.kind is not None and self.tier is not Tier.VETO:
             raise RubricError(
@@ -179,7 +179,7 @@ class Rubric:
         seen: set[str] = set()
         for criterion in self.criteria:
             if criterion.id in seen:
-                raise RubricError(f"criteria: id {criterion.id!r} occurs twice, expected unique ids")
+                raise RubricError(f"criteria: id {criterion.id!r} repeats, expected unique ids")
             seen.add(criterion.id)
         weights = [c.weight for c in self.tier(Tier.PROFICIENCY) if c.weight is not None]
         if self.safety_only:
@@ -329,7 +329,8 @@ def score(
             given[criterion_id] = Verdict(value)
         except ValueError:
             raise RubricError(
-                f"verdicts[{criterion_id!r}]: found {value!r}, expected met, unmet, abstain or error"
+                f"verdicts[{criterion_id!r}]: found {value!r}, "
+                "expected met, unmet, abstain or error"
             ) from None
     degrees = {} if degrees is None else degrees
     for criterion_id, degree in degrees.items():

@@ -1,0 +1,62 @@
+# make quickstart   set up .venv once, then run the main job (ARGS="--fast" passes flags on)
+# make test         set up if needed, then tests, lint, types, and documents against results
+#
+# Needs Python 3.11 or newer (PYTHON=python3.12 picks another), git and make.
+
+PYTHON ?= python3
+ARGS ?=
+# Two workers: the machine this is sized for has two cores.
+WORKERS ?= 2
+
+BIN := .venv/bin
+STAMP := .venv/.set-up
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: setup quickstart test tests lint types figures figures-check wheel clean
+.DEFAULT_GOAL := quickstart
+
+setup: $(STAMP)
+
+# A second run finds the stamp newer than both files and does nothing.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: $(PYTHON) is too old, Python 3.11 or newer is needed (make PYTHON=python3.12 …)" >&2; \
+	  exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@# Without an NVIDIA GPU on Linux, the CPU build of torch: from the indexes pip is set up
+	@# with if one of them has it, else from PyTorch's own.
+	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
+	  echo "no NVIDIA GPU found: installing the CPU build of torch $(TORCH)"; \
+	  $(BIN)/pip install -c constraints.txt "torch==$(TORCH)+cpu" >.venv/torch.log 2>&1 \
+	  || $(BIN)/pip install -c constraints.txt --extra-index-url $(CPU_INDEX) "torch==$(TORCH)+cpu"; \
+	fi
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/promedical quickstart $(ARGS)
+
+test: tests lint types figures-check
+
+tests: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+figures: $(STAMP)
+	$(BIN)/python -m promedical.figures
+
+figures-check: $(STAMP)
+	$(BIN)/python -m promedical.figures --check
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
