@@ -1,0 +1,1 @@
+"""The embedded default: a small model, a small encoder and a demo corpus that need no model hub."""
