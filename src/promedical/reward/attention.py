@@ -1,0 +1,308 @@
+"""Attention over a packed row, level by level, as if every root-to-leaf path were alone.
+
+Implements the attention of section 7.1 of the method. In a row of `promedical.reward.tree` a
+token may look at its own segment up to itself and at its ancestors. One mask over the whole row
+would compute every invisible query–key pair too, so the row is taken level by level: prompts
+attend to themselves, all responses as a batch to (x, y), all criteria as a batch to (x, y, c), each
+an ordinary scaled-dot-product call with a small mask of its own. `register` puts this into
+transformers' attention interface under the name "promedical_tree"; without a row it behaves as
+"sdpa", so a model set to it stays an ordinary model.
+
+`implementation="dense"` is the slow, obvious twin: one 4-D mask over the row. Models that cannot
+take a tree (sliding windows, linear layers) are scored as separate sequences, and it is said.
+Left to others: rows (`tree`), the loss and which layers are trained (`model`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from promedical.reward.tree import PackedRow
+
+__all__ = [
+    "IMPLEMENTATION",
+    "AttentionError",
+    "backbone_forward",
+    "dense_mask",
+    "register",
+    "score_row",
+    "unsupported",
+]
+
+IMPLEMENTATION = "promedical_tree"
+ACCEPTED = (IMPLEMENTATION, "eager", "sdpa", "flex_attention")
+
+Implementation = Literal["level", "dense"]
+
+
+class AttentionError(ValueError):
+    """A model, attention implementation or row that tree attention cannot be right for."""
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One batched attention call: `batch` items of `length` queries, each with `keys` keys.
+
+    Args:
+        queries: row index of every query, [batch * length]; padding repeats an item's first.
+        keys: row index of every key, [batch * keys]; padding repeats an item's first.
+        mask: additive, [batch, 1, length, keys]; None where the call is plain causal.
+        kept: which of the flat queries are no padding, in row order of the level.
+    """
+
+    batch: int
+    queries: Tensor
+    keys: Tensor
+    mask: Tensor | None
+    kept: Tensor
+
+
+class _Plan:
+    """A row's levels as index tensors, built once a forward and used by every layer."""
+
+    def __init__(self, row: PackedRow, device: torch.device, dtype: torch.dtype) -> None:
+        self.calls = 0
+        depths = sorted({segment.depth for segment in row.segments})
+        groups: list[list[list[int]]] = []
+        for depth in depths:
+            own = [i for i, s in enumerate(row.segments) if s.depth == depth]
+            groups.append([[i] for i in own])
+        self.levels = [_level(row, items, device, dtype) for items in groups]
+
+
+def _chain(row: PackedRow, segment: int) -> list[int]:
+    """A segment's ancestors, root first."""
+    above: list[int] = []
+    parent = row.segments[segment].parent
+    while parent >= 0:
+        above.insert(0, parent)
+        parent = row.segments[parent].parent
+    return above
+
+
+def _level(
+    row: PackedRow, items: list[list[int]], device: torch.device, dtype: torch.dtype
+) -> _Level:
+    def tokens(segments: list[int]) -> list[int]:
+        return [t for i in segments for t in range(row.segments[i].start, row.segments[i].stop)]
+
+    queries = [tokens(item) for item in items]
+    keys = [tokens(_chain(row, item[0]) + item) for item in items]
+    length, width = max(map(len, queries)), max(map(len, keys))
+    plain = len(items) == 1 and len(items[0]) == 1 and length == width
+    mask = None
+    if not plain:
+        visible = torch.zeros(len(items), length, width, dtype=torch.bool)
+        for b, item in enumerate(items):
+            shared = len(keys[b]) - len(queries[b])
+            visible[b, : len(queries[b]), :shared] = True
+            at = 0
+            for i in item:
+                size = row.segments[i].length
+                block = visible[b, at : at + size, shared + at : shared + at + size]
+                block.copy_(torch.ones(size, size, dtype=torch.bool).tril())
+                at += size
+            # A padding query with nothing to see would give NaN gradients; it sees one key.
+            visible[b, len(queries[b]) :, 0] = True
+        mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
+        mask = mask[:, None].to(device)
+    kept = [b * length + j for b, own in enumerate(queries) for j in range(len(own))]
+
+    def index(rows: list[list[int]], size: int) -> Tensor:
+        flat = [t for own in rows for t in own + [own[0]] * (size - len(own))]
+        return torch.tensor(flat, device=device)
+
+    return _Level(
+        len(items),
+        index(queries, length),
+        index(keys, width),
+        mask,
+        torch.tensor(kept, device=device),
+    )
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, plan: _Plan, scale: float) -> Tensor:
+    """Tree attention; query [1, heads, tokens, d], key and value [1, kv heads, tokens, d]."""
+    outputs = []
+    for level in plan.levels:
+
+        def take(states: Tensor, index: Tensor, batch: int = level.batch) -> Tensor:
+            chosen = states[0].index_select(1, index)
+            return chosen.unflatten(1, (batch, -1)).transpose(0, 1)
+
+        out = scaled_dot_product_attention(
+            take(query, level.queries),
+            take(key, level.keys),
+            take(value, level.keys),
+            attn_mask=level.mask,
+            is_causal=level.mask is None,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        outputs.append(out.transpose(1, 2).flatten(0, 1).index_select(0, level.kept))
+    return torch.cat(outputs)[None]
+
+
+def _tree_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    tree_plan: _Plan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function transformers calls in every layer; without a plan it is its "sdpa"."""
+    if tree_plan is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if kwargs.get("sliding_window") is not None or kwargs.get("softcap") is not None:
+        raise AttentionError("this layer has a sliding window or soft cap; a tree cannot take it")
+    if kwargs.get("dropout"):
+        raise AttentionError("attention dropout: found > 0, expected 0 (it would differ per path)")
+    tree_plan.calls += 1
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    return _attend(query, key, value, tree_plan, scale), None
+
+
+def register() -> str:
+    """Make "promedical_tree" known to transformers (again if need be) and return that name."""
+    AttentionInterface.register(IMPLEMENTATION, _tree_attention_forward)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    return IMPLEMENTATION
+
+
+def unsupported(config: PreTrainedConfig) -> str | None:
+    """Why a model cannot read trees, or None if it can."""
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None:
+        other = sorted(set(layer_types) - {"full_attention"})
+        return f"it has {', '.join(other)} layers" if other else None
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True):
+        return f"its attention has a sliding window of {window}"
+    return None
+
+
+def _adopt(config: PreTrainedConfig) -> None:
+    """Switch a model to our attention, which without a row is its "sdpa"; for good, because
+    gradient checkpointing calls it again during the backward pass."""
+    found = config._attn_implementation
+    if found not in ACCEPTED:
+        raise AttentionError(
+            f"attn_implementation: found {found!r}, expected one of {', '.join(ACCEPTED)}; "
+            "FlashAttention reads restarting positions as packed sequences and is silently wrong"
+        )
+    reason = unsupported(config)
+    if reason is not None:
+        raise AttentionError(f"{config.model_type}: {reason}; score separate sequences instead")
+    register()
+    if found != IMPLEMENTATION:
+        config._attn_implementation = IMPLEMENTATION
+
+
+def dense_mask(row: PackedRow, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Who sees whom over the whole row, additive, [1, 1, tokens, tokens]."""
+    count = len(row.segments)
+    related = torch.eye(count, dtype=torch.bool)
+    for i in range(count):
+        related[i, _chain(row, i)] = True
+    owner = torch.tensor(row.segment_ids)
+    positions = torch.tensor(row.position_ids)
+    visible = related[owner][:, owner] & (positions[:, None] >= positions[None, :])
+    mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
+    return mask[None, None].to(device)
+
+
+def backbone_forward(
+    backbone: nn.Module,
+    row: PackedRow,
+    inputs_embeds: Tensor | None = None,
+    implementation: Implementation = "level",
+) -> Tensor:
+    """Run a decoder (without its head) over a row.
+
+    Args:
+        backbone: a transformers decoder such as `LlamaModel`, or one with only some of its layers;
+            its attention implementation is set to "promedical_tree" and stays so.
+        row: the packed row.
+        inputs_embeds: states to start from in place of the token embeddings, [tokens, d].
+        implementation: "level", or "dense" for the slow twin with one mask over the row.
+
+    Returns:
+        Hidden states, [tokens, d].
+
+    Raises:
+        AttentionError: the model cannot read trees, or runs another attention implementation.
+    """
+    config: PreTrainedConfig = backbone.config  # type: ignore[assignment]
+    _adopt(config)
+    weight = next(backbone.parameters())
+    states = weight if inputs_embeds is None else inputs_embeds
+    device, dtype = states.device, states.dtype
+    inputs: dict[str, Any] = {
+        "position_ids": torch.tensor([row.position_ids], device=device),
+        "use_cache": False,
+    }
+    if inputs_embeds is None:
+        inputs["input_ids"] = torch.tensor([row.input_ids], device=device)
+    else:
+        inputs["inputs_embeds"] = inputs_embeds[None]
+    if implementation == "dense":
+        return backbone(attention_mask=dense_mask(row, device, dtype), **inputs)[0][0]
+    if implementation != "level":
+        raise AttentionError(f"implementation: found {implementation!r}, expected level or dense")
+    plan = _Plan(row, device, dtype)
+    # A 4-D mask is passed through as it is; this one only stops transformers from making its own.
+    no_mask = torch.empty(1, 1, 1, 1, device=device, dtype=dtype)
+    hidden: Tensor = backbone(attention_mask=no_mask, tree_plan=plan, **inputs)[0][0]
+    layers = len(backbone.layers)  # type: ignore[arg-type]
+    if plan.calls < layers:
+        raise AttentionError(
+            f"{config.model_type}: tree attention ran in {plan.calls} of {layers} layers; "
+            "this architecture does not use transformers' attention interface"
+        )
+    return hidden
+
+
+def score_row(
+    model: PreTrainedModel, row: PackedRow, implementation: Implementation = "level"
+) -> Tensor:
+    """Raw scores s(x, y, c) of a row's leaves, [leaves].
+
+    A model whose layers cannot read trees is run on every path as a sequence of its own, with a
+    warning.
+
+    Args:
+        model: an `AutoModelForSequenceClassification` with one label, also inside a PEFT model.
+        row: the packed row.
+        implementation: as in `backbone_forward`.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    reason = unsupported(inner.config)
+    if reason is not None:
+        warnings.warn(
+            f"{inner.config.model_type}: {reason}; scoring {len(row.leaves)} separate sequences "
+            "in place of a tree",
+            stacklevel=2,
+        )
+        last = torch.stack([_path_states(inner, path) for path in row.paths()])
+    else:
+        hidden = backbone_forward(inner.base_model, row, implementation=implementation)
+        last = hidden[torch.tensor(row.leaf_ends, device=hidden.device)]
+    return inner.score(last)[:, 0]
+
+
+def _path_states(model: PreTrainedModel, path: tuple[int, ...]) -> Tensor:
+    """Hidden state of a sequence's last token, [d]."""
+    ids = torch.tensor([path], device=next(model.parameters()).device)
+    hidden: Tensor = model.base_model(input_ids=ids, use_cache=False)[0]
+    return hidden[0, -1]
