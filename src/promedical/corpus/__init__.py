@@ -1,0 +1,1 @@
+"""From instructions to graded data: rubrics, degraded responses, checks on the sides."""
