@@ -30,7 +30,10 @@ __all__ = ["SYSTEM_PROMPT", "TEMPLATE_VERSION", "RenderError", "Renderer", "ensu
 
 TEMPLATE_VERSION = 1
 # Short on purpose: on a CPU every token costs, and this one is in every tree.
-SYSTEM_PROMPT = "Then the user makes a claim about the last answer. Reply Yes if true, else No."
+# "Says or shows": criteria are statements of fact or sentences about the answer.
+SYSTEM_PROMPT = (
+    "The user then makes a statement. Say Yes if the last answer says or shows it, else No."
+)
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _OPEN_THOUGHT = re.compile(r"<think>.*", re.DOTALL)

@@ -1,0 +1,636 @@
+"""The whole method in small, on the embedded corpus and model: the `promedical quickstart` command.
+
+Stages, each with a JSON file of its own, so that a run killed at any moment goes on from the last
+finished one:
+
+    data      K-QA → rubrics → controlled degradation → train, calibration and bench rows (7.3)
+    train     Explicit Criteria Injection, and the scalar baseline, on the same trees (4)
+    bench     thresholds on the calibration split; the models and every null baseline (6)
+    grpo      a policy against the reward model at its operating point "reward" (5)
+    answers   base and tuned policy answer the bench's questions, graded by that reward
+    report    one HTML page
+
+Nothing is decided here that a stage's own module could decide; this file says what follows what.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from promedical.corpus.degrade import DegradeConfig
+from promedical.policy.grpo import GrpoRecipe
+from promedical.progress import Stages
+from promedical.provenance import provenance, recipe_hash
+from promedical.records import GradedInstruction, read_dataset, write_dataset
+from promedical.reward.settings import TrainSettings
+from promedical.rubric import reward
+
+if TYPE_CHECKING:
+    from promedical.demo.kqa import Dropped
+    from promedical.reward.grade import RawScores, RubricRewardModel
+    from promedical.reward.trunk import TrunkCache
+
+__all__ = ["QuickstartError", "QuickstartRecipe", "run_quickstart"]
+
+Move = Callable[[str, int, int], None]
+
+# Minutes the default run may take on two cores, as printed beside what it took.
+PLANNED_MINUTES = {
+    "data": 0.5,
+    "train": 7.0,
+    "bench": 5.0,
+    "grpo": 3.0,
+    "answers": 4.0,
+    "report": 0.5,
+}
+TITLES = {
+    "data": "Data and controlled degradation",
+    "train": "Reward model and scalar baseline",
+    "bench": "Calibration and bench",
+    "grpo": "GRPO",
+    "answers": "Answers before and after",
+    "report": "Report",
+}
+
+
+class QuickstartError(ValueError):
+    """A folder that holds another run, or settings that do not fit together."""
+
+
+@dataclass(frozen=True)
+class QuickstartRecipe:
+    """Settings of the whole run; the defaults fit 20 minutes on two CPU cores.
+
+    Args:
+        out: folder of the run.
+        model: "embedded" (SmolLM2-135M-Instruct), a folder or a Hub id.
+        seed: of everything that is random.
+        train_instructions: how many training instructions are used.
+        bench_instructions: how many of the bench's.
+        copies: how many times every training instruction is degraded anew.
+        max_criteria: criteria a rubric is cut down to, at least `min_veto` of them vetoes.
+        min_veto: see there.
+        veto_recall: recall that the audit operating point keeps on the calibration split.
+        clean_violations: share of clean answers that the reward operating point may flag.
+        answer_tokens: longest answer before and after, in tokens.
+        degrade: of the constructed responses.
+        train: of both reward models.
+        grpo: of the policy.
+    """
+
+    out: str = "runs/quickstart"
+    model: str = "embedded"
+    seed: int = 0
+    train_instructions: int = 127
+    bench_instructions: int = 49
+    copies: int = 1
+    max_criteria: int = 8
+    min_veto: int = 2
+    veto_recall: float = 0.9
+    clean_violations: float = 0.05
+    answer_tokens: int = 96
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    grpo: GrpoRecipe = field(default_factory=GrpoRecipe)
+
+    def __post_init__(self) -> None:
+        for name in ("train_instructions", "bench_instructions", "copies", "answer_tokens"):
+            if getattr(self, name) < 1:
+                raise QuickstartError(f"{name}: found {getattr(self, name)!r}, expected 1 or more")
+        if self.max_criteria <= self.min_veto:
+            raise QuickstartError(
+                f"max_criteria: found {self.max_criteria}, expected more than min_veto = "
+                f"{self.min_veto}"
+            )
+
+
+class _Run:
+    """One run's folder, and what its stages share in memory."""
+
+    def __init__(self, recipe: QuickstartRecipe) -> None:
+        self.recipe = recipe
+        self.out = Path(recipe.out)
+        self._cache: TrunkCache | None = None
+        self._tokenizer: Any = None
+
+    # -- files ------------------------------------------------------------------------------
+
+    def claim(self) -> None:
+        """Make the folder this recipe's, or refuse it.
+
+        Raises:
+            QuickstartError: it holds a run with other settings.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        settings = asdict(replace(self.recipe, out=""))
+        path = self.out / "recipe.json"
+        if path.exists():
+            if json.loads(path.read_text()) != json.loads(json.dumps(settings)):
+                raise QuickstartError(
+                    f"{self.out}: holds a run with other settings; choose another --out, or "
+                    "remove it to start anew"
+                )
+            return
+        _write_json(path, settings)
+
+    def stage_file(self, name: str) -> Path:
+        return self.out / "stages" / f"{name}.json"
+
+    def result(self, name: str) -> dict[str, Any]:
+        """What a finished stage left."""
+        found: dict[str, Any] = json.loads(self.stage_file(name).read_text())["result"]
+        return found
+
+    def rows(self, split: str) -> list[GradedInstruction]:
+        """The rows of a split, as the data stage wrote them."""
+        return read_dataset(self.out / "data" / split)
+
+    # -- models -----------------------------------------------------------------------------
+
+    def base_path(self) -> Path | str:
+        from promedical.demo.models import resolve_model
+
+        return resolve_model(self.recipe.model)
+
+    def new_model(self) -> tuple[Any, Any]:
+        """The untrained reward model and its tokenizer."""
+        from promedical.reward.model import TreeRewardModel, initialise
+
+        settings = self.recipe.train
+        model, tokenizer = initialise(
+            self.base_path(), head_init=settings.head_init, seed=self.recipe.seed
+        )
+        if settings.frozen_layers > len(model.base_model.layers):
+            raise QuickstartError(
+                f"train.frozen_layers: found {settings.frozen_layers}, but {self.recipe.model} "
+                f"has {len(model.base_model.layers)} layers"
+            )
+        return TreeRewardModel(model, frozen_layers=settings.frozen_layers), tokenizer
+
+    def cache(self) -> TrunkCache | None:
+        """Hidden states of the frozen layers, shared by all reward models of the run."""
+        from promedical.reward.trunk import TrunkCache
+
+        if not self.recipe.train.frozen_layers:
+            return None
+        if self._cache is None:
+            self._cache = TrunkCache(self.new_model()[0])
+        return self._cache
+
+    def forget_cache(self) -> None:
+        self._cache = None
+
+    def grader(self, name: str, *, cached: bool = True) -> RubricRewardModel:
+        """A reward model of the run: "explicit", "scalar" or "untrained"."""
+        from promedical.reward.grade import RubricRewardModel
+        from promedical.reward.model import TreeRewardModel
+
+        settings = self.recipe.train
+        cache = self.cache() if cached else None
+        if name == "untrained":
+            model, tokenizer = self.new_model()
+            return RubricRewardModel(model, tokenizer, max_tokens=settings.max_tokens, cache=cache)
+        loaded = RubricRewardModel.from_pretrained(
+            self.out / "models" / name, max_tokens=settings.max_tokens
+        )
+        return RubricRewardModel(
+            TreeRewardModel(loaded.model.model, frozen_layers=settings.frozen_layers),
+            loaded.tokenizer,
+            calibration=loaded.calibration,
+            max_tokens=settings.max_tokens,
+            cache=cache,
+        )
+
+
+# -- stages ---------------------------------------------------------------------------------
+
+
+def _data(run: _Run, move: Move) -> dict[str, Any]:
+    """Build the three graded splits and prove that they do not overlap."""
+    from transformers import AutoTokenizer
+
+    from promedical.corpus.degrade import degrade
+    from promedical.corpus.overlap import find_overlaps
+    from promedical.demo.kqa import load_kqa
+    from promedical.demo.models import resolve_encoder
+    from promedical.reward.instances import cut_rubric
+
+    recipe = run.recipe
+    move("models", 0, 1)
+    tokenizer = AutoTokenizer.from_pretrained(run.base_path())
+    encoder = resolve_encoder()
+    move("models", 1, 1)
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    kqa = load_kqa()
+    sources = {
+        "train": list(kqa.train[: recipe.train_instructions]),
+        "calibration": list(kqa.calibration),
+        "bench": list(kqa.bench[: recipe.bench_instructions]),
+    }
+    overlaps = find_overlaps(
+        [*sources["train"], *sources["calibration"]],
+        [*sources["bench"], *kqa.physicians],
+        encoder=encoder,
+    )
+    if overlaps.over:
+        raise QuickstartError(
+            f"data: {len(overlaps.over)} texts of the training side are on the bench side too"
+        )
+    summary: dict[str, Any] = {
+        "overlap": {"over_limit": 0, "compared": dict(overlaps.compared)},
+        "dropped": _dropped(kqa.dropped),
+        "splits": {},
+    }
+    for number, (split, rows) in enumerate(sources.items()):
+        move("degrade", number, 3)
+        copies = recipe.copies if split == "train" else 1
+        built: list[GradedInstruction] = []
+        counts: dict[str, Any] = {}
+        for copy in range(copies):
+            result = degrade(
+                rows,
+                split="bench" if split == "bench" else "train",
+                # Apart from each other and from any other split's seeds.
+                seed=recipe.seed + 1000 * copy + {"train": 0, "calibration": 1, "bench": 2}[split],
+                config=recipe.degrade,
+                count_tokens=count_tokens,
+            )
+            built += [
+                row if copies == 1 else replace(row, id=f"{row.id}#{copy}") for row in result.rows
+            ]
+            counts = result.counts if not copy else counts
+        # Calibration keeps every veto: the reward point is family-wise over the whole bank.
+        vetoes = 7 if split == "calibration" else recipe.min_veto
+        cut = [
+            cut_rubric(
+                row,
+                max_criteria=recipe.max_criteria + vetoes - recipe.min_veto,
+                min_veto=vetoes,
+                seed=recipe.seed,
+            )
+            for row in built
+        ]
+        digest = write_dataset(run.out / "data" / split, cut, recipe=asdict(recipe.degrade))
+        summary["splits"][split] = {
+            "instructions": len(cut),
+            "responses": sum(len(r.responses) for r in cut),
+            "fingerprint": digest,
+            "counts": counts,
+        }
+    # Only what physicians labelled is asked there.
+    labelled = [_only_labelled(row) for row in kqa.physicians]
+    summary["splits"]["physicians"] = {
+        "instructions": len(labelled),
+        "responses": sum(len(r.responses) for r in labelled),
+        "fingerprint": write_dataset(run.out / "data" / "physicians", labelled),
+        "counts": {},
+    }
+    return summary
+
+
+def _only_labelled(row: GradedInstruction) -> GradedInstruction:
+    assert row.rubric is not None
+    return replace(
+        row, rubric=row.rubric.restricted_to({c for r in row.responses for c in r.verdicts})
+    )
+
+
+def _dropped(dropped: Dropped) -> dict[str, int]:
+    """Counts of what the corpus left out, by reason."""
+    return {
+        name: value if isinstance(value, int) else len(value)
+        for name, value in ((f.name, getattr(dropped, f.name)) for f in fields(dropped))
+    }
+
+
+def _train(run: _Run, move: Move) -> dict[str, Any]:
+    """Train the explicit model and the scalar baseline on the same trees and epochs."""
+    from promedical.reward.instances import training_trees
+    from promedical.reward.render import Renderer
+    from promedical.reward.trainer import train
+
+    rows = run.rows("train")
+    found: dict[str, Any] = {}
+    for name in ("explicit", "scalar"):
+        model, tokenizer = run.new_model()
+        instances = training_trees(rows, Renderer(tokenizer), explicit=name == "explicit")
+        out = run.out / "models" / name
+        result = train(
+            model,
+            tokenizer,
+            instances,
+            run.recipe.train,
+            out,
+            seed=run.recipe.seed,
+            cache=run.cache(),
+            progress=lambda done, total, name=name: move(name, done, total),
+        )
+        found[name] = {
+            "history": list(result.history),
+            "counts": result.counts,
+            "seconds": result.seconds,
+        }
+    return found
+
+
+def _bench(run: _Run, move: Move) -> dict[str, Any]:
+    """Calibrate on the calibration split, then measure every grader on the bench."""
+    from promedical.bench.baselines import null_graders
+    from promedical.bench.evaluate import GraderScores, evaluate, physicians
+    from promedical.demo.models import resolve_encoder
+
+    calibration, bench = run.rows("calibration"), run.rows("bench")
+    labelled = run.rows("physicians")
+    graders: dict[str, GraderScores] = {}
+    failures = tokens = 0
+    for name in ("explicit", "untrained", "scalar"):
+        grader = run.grader(name)
+        explicit = name != "scalar"
+        scored: dict[str, RawScores] = {}
+        for split, rows in (
+            ("calibration", calibration),
+            ("bench", bench),
+            ("physicians", labelled),
+        ):
+            scored[split] = grader.score_rows(
+                rows,
+                criteria=explicit,
+                overall=True,
+                progress=lambda done, total, what=f"{name} on {split}": move(what, done, total),
+            )
+            failures += len(scored[split].failures)
+            tokens += scored[split].tokens
+        if name == "explicit":
+            calibrated = grader.calibrated_on(
+                calibration,
+                scored["calibration"],
+                veto_recall=run.recipe.veto_recall,
+                clean_violations=run.recipe.clean_violations,
+            )
+            calibrated.save_metadata(
+                run.out / "models" / name, recipe_hash=recipe_hash(run.recipe)
+            )
+        graders[name] = GraderScores(
+            scores=_merged(s.criteria for s in scored.values()) if explicit else None,
+            overall=_merged(s.overall for s in scored.values()),
+        )
+    move("null baselines", 0, 1)
+    nulls = null_graders(
+        run.rows("train"), [*calibration, *bench, *labelled], encoder=resolve_encoder()
+    )
+    graders |= nulls
+    move("intervals", 0, 1)
+    table = evaluate(bench, calibration, graders, reference="explicit", seed=run.recipe.seed)
+    table["physicians"] = physicians(
+        labelled, calibration, graders, reference="explicit", seed=run.recipe.seed
+    )
+    table["calibration"] = calibrated.calibration.to_json()
+    table["failed_judgments"] = failures
+    table["tokens"] = tokens
+    return table
+
+
+def _grpo(run: _Run, move: Move) -> dict[str, Any]:
+    """Optimise the policy against the frozen reward model."""
+    from promedical.policy.grpo import train_grpo
+
+    run.forget_cache()  # the policy, its gradients and the reward model share the memory
+    grader = run.grader("explicit", cached=False)
+    rows = run.rows("train")
+    seen: dict[str, GradedInstruction] = {}
+    for row in rows:
+        seen.setdefault(row.id.split("#")[0], row)
+    recipe = replace(run.recipe.grpo, model=run.recipe.model, seed=run.recipe.seed)
+    result = train_grpo(
+        recipe,
+        list(seen.values()),
+        grader,
+        run.out / "grpo",
+        progress=lambda done, total: move("steps", done, total),
+    )
+    return {
+        "history": [asdict(step) for step in result.history],
+        "planned_steps": result.planned_steps,
+        "done_steps": result.done_steps,
+        "seconds": result.seconds,
+        "stopped_by": result.stopped_by,
+    }
+
+
+def _answers(run: _Run, move: Move) -> dict[str, Any]:
+    """Base and tuned policy answer the bench; the reward they were trained on grades both."""
+    from promedical.policy.generate import generate
+
+    recipe, spec = run.recipe, run.recipe.grpo.reward
+    bench = run.rows("bench")
+    grader = run.grader("explicit", cached=False)
+    graded: dict[str, list[dict[str, Any]]] = {}
+    cut: dict[str, int] = {}
+    for name, path in (("base", run.base_path()), ("tuned", run.out / "grpo" / "policy")):
+        answers = generate(
+            path,
+            bench,
+            max_new_tokens=recipe.answer_tokens,
+            seed=recipe.seed,
+            progress=lambda done, total, name=name: move(f"{name} answers", done, total),
+        )
+        cut[name] = answers.cut_count
+        graded[name] = []
+        for number, (row, text) in enumerate(zip(bench, answers.texts, strict=True), start=1):
+            assert row.rubric is not None
+            (grade,) = grader.grade(row.messages, [text], row.rubric, operating_point="reward")
+            graded[name].append(
+                {
+                    "instruction_id": row.id,
+                    "text": text,
+                    "tokens": answers.tokens[number - 1],
+                    "s1": grade.scores.s1,
+                    "s2": grade.scores.s2,
+                    "s3": grade.scores.s3 + grade.scores.unresolved.veto,
+                    "reward": reward(grade.scores, spec),
+                    "verdicts": {k: v.value for k, v in grade.verdicts.items()},
+                    "probabilities": {
+                        k: None if math.isnan(p) else p for k, p in grade.probabilities.items()
+                    },
+                }
+            )
+            move(f"grading {name}", number, len(bench))
+    return {"answers": graded, "cut": cut, "compared": _before_after(graded, recipe.seed)}
+
+
+def _before_after(graded: Mapping[str, Sequence[Mapping[str, Any]]], seed: int) -> dict[str, Any]:
+    """Means of base and tuned with intervals, and the paired difference, over questions."""
+    import numpy as np
+
+    from promedical.bench.intervals import Bootstrap, mean
+
+    both = [
+        (b, t)
+        for b, t in zip(graded["base"], graded["tuned"], strict=True)
+        if b["reward"] is not None and t["reward"] is not None
+    ]
+    n = len(both)
+    bootstrap, index = Bootstrap(n, seed=seed), np.arange(n)
+    found: dict[str, Any] = {"ungraded": len(graded["base"]) - n, "metrics": {}}
+    for metric in ("s1", "s2", "s3", "reward", "tokens"):
+        values = {
+            name: np.array([float(pair[i][metric]) for pair in both])
+            for i, name in enumerate(("base", "tuned"))
+        }
+        statistics = {k: mean(v, index, n, "answer") for k, v in values.items()}
+        found["metrics"][metric] = {
+            **{name: bootstrap.figure(s).to_json() for name, s in statistics.items()},
+            "difference": bootstrap.difference(statistics["tuned"], statistics["base"]).to_json(),
+        }
+    return found
+
+
+def _report(run: _Run, move: Move) -> dict[str, Any]:
+    """Collect the results, and write `results.json` and `report.html`."""
+    from promedical.bench.report import render_report
+
+    results = collect(run)
+    _write_json(run.out / "results.json", results)
+    (run.out / "report.html").write_text(render_report(results), encoding="utf-8")
+    return {"report": "report.html"}
+
+
+STAGES: dict[str, Callable[[_Run, Move], dict[str, Any]]] = {
+    "data": _data,
+    "train": _train,
+    "bench": _bench,
+    "grpo": _grpo,
+    "answers": _answers,
+    "report": _report,
+}
+
+
+def collect(run: _Run) -> dict[str, Any]:
+    """Every stage's result in the layout of `promedical.bench.report`."""
+    stages = [
+        json.loads(run.stage_file(name).read_text()) | {"name": name}
+        for name in STAGES
+        if run.stage_file(name).exists()
+    ]
+    results = {stage["name"]: stage["result"] for stage in stages}
+    examples = _examples(run, results) if "answers" in results else []
+    data = results.get("data", {"splits": {"bench": {"fingerprint": None}}})
+    return {
+        "stages": [
+            {
+                "name": stage["name"],
+                "title": TITLES[stage["name"]],
+                "seconds": stage["seconds"],
+                "planned_seconds": PLANNED_MINUTES[stage["name"]] * 60,
+            }
+            for stage in stages
+        ],
+        "peak_memory_gb": max((s["peak_memory_gb"] for s in stages), default=None),
+        **results,
+        "examples": examples,
+        "provenance": provenance(
+            seed=run.recipe.seed,
+            recipe=replace(run.recipe, out=""),
+            data_fingerprint=data["splits"]["bench"]["fingerprint"],
+        ),
+    }
+
+
+def _examples(run: _Run, results: Mapping[str, Any], count: int = 5) -> list[dict[str, Any]]:
+    """The first few questions with the tuned policy's answer, verdict by verdict."""
+    bench = {row.id: row for row in run.rows("bench")}
+    shown = []
+    answers = results["answers"]["answers"]
+    for base, tuned in list(zip(answers["base"], answers["tuned"], strict=True))[:count]:
+        row = bench[tuned["instruction_id"]]
+        assert row.rubric is not None
+        shown.append(
+            {
+                "question": row.messages[-1].content,
+                "base": base,
+                "tuned": tuned,
+                "criteria": [
+                    {"id": c.id, "tier": c.tier.value, "text": c.text, "weight": c.weight}
+                    for c in row.rubric.criteria
+                ],
+            }
+        )
+    return shown
+
+
+def run_quickstart(recipe: QuickstartRecipe) -> int:
+    """Run, or go on with, every stage; print the headline and where the report is.
+
+    Raises:
+        QuickstartError: the folder holds a run with other settings, or the splits overlap.
+    """
+    run = _Run(recipe)
+    run.claim()
+    _quiet()
+    show = Stages(len(STAGES))
+    for name, stage in STAGES.items():
+        path = run.stage_file(name)
+        if path.exists():
+            show.skipped(TITLES[name], json.loads(path.read_text())["seconds"])
+            continue
+        started = time.monotonic()
+        with show.stage(TITLES[name]) as move:
+            result = stage(run, move)
+        _write_json(
+            path,
+            {
+                "result": result,
+                "seconds": time.monotonic() - started,
+                "peak_memory_gb": _peak_memory_gb(),
+            },
+        )
+    from promedical.bench.report import headline
+
+    results = json.loads((run.out / "results.json").read_text())
+    for line in headline(results):
+        print(line)
+    print(f"Report: {run.out / 'report.html'}")
+    return 0
+
+
+def _quiet() -> None:
+    """Keep libraries' chatter and bars out of the way of ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _merged(parts: Any) -> dict[Any, float]:
+    merged: dict[Any, float] = {}
+    for part in parts:
+        merged |= part
+    return merged
+
+
+def _peak_memory_gb() -> float:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024**3 if sys.platform == "darwin" else 1024**2)
+
+
+def _write_json(path: Path, data: Any) -> None:
+    """Write to a temporary name and rename, so that a file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.tmp")
+    staging.write_text(json.dumps(data, indent=1, ensure_ascii=False))
+    os.replace(staging, path)

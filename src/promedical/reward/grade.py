@@ -1,0 +1,311 @@
+"""Grading: responses and a rubric in, verdicts with probabilities and scores out.
+
+All responses to one instruction and all their criteria are one tree, so every response is read
+once, not once per criterion. A judgment that fails is the verdict "error" with its reason; it never
+becomes met or unmet. Left to others: thresholds (`calibrate`), figures (`promedical.bench`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from promedical.records import GradedInstruction, Message, RecordError
+from promedical.reward.calibrate import (
+    Calibration,
+    CalibrationItem,
+    OperatingPoint,
+    calibrate,
+)
+from promedical.reward.instances import OVERALL
+from promedical.reward.model import TreeRewardModel
+from promedical.reward.render import TEMPLATE_VERSION, Renderer, ensure_pad
+from promedical.reward.tree import Tree, pack
+from promedical.reward.trunk import TrunkCache
+from promedical.rubric import Rubric, Scores, Verdict, score
+
+__all__ = ["CheckpointError", "Grade", "RawScores", "RubricRewardModel"]
+
+METADATA = "promedical.json"
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A folder that is not a usable reward model; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What the model says of one response.
+
+    Args:
+        verdicts: criterion id → verdict at the operating point asked for.
+        scores: S1, S2, S3 of these verdicts, and what is unresolved.
+        probabilities: criterion id → calibrated probability that the sentence is true; NaN where
+            the judgment failed.
+        raw: criterion id → s, uncalibrated log-odds.
+        failures: criterion id → why the judgment failed.
+    """
+
+    verdicts: dict[str, Verdict]
+    scores: Scores
+    probabilities: dict[str, float]
+    raw: dict[str, float]
+    failures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RawScores:
+    """Scores of many rows; a judgment that failed is NaN and its reason is in `failures`.
+
+    Args:
+        criteria: (instruction, response, criterion) → s.
+        overall: (instruction, response) → s of the overall criterion.
+        failures: key → why.
+        tokens: unique tokens that were read.
+    """
+
+    criteria: dict[tuple[str, str, str], float]
+    overall: dict[tuple[str, str], float]
+    failures: dict[tuple[str, ...], str]
+    tokens: int
+
+
+class RubricRewardModel:
+    """A trained reward model with its tokenizer and calibration.
+
+    Args:
+        model: the network.
+        tokenizer: its tokenizer, with a chat template.
+        calibration: raw scores → verdicts; without it p = σ(s) and thresholds of one half.
+        max_tokens: longest packed row; larger trees are split.
+        cache: hidden states of frozen layers shared with other models.
+    """
+
+    def __init__(
+        self,
+        model: TreeRewardModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        calibration: Calibration | None = None,
+        max_tokens: int = 8192,
+        cache: TrunkCache | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.renderer = Renderer(tokenizer)
+        self.calibration = calibration or Calibration.uncalibrated()
+        self.max_tokens = max_tokens
+        if cache is not None and not cache.same_trunk(model):
+            raise ValueError("cache: its frozen layers are not this model's")
+        self.cache = cache
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, device: str | None = None, max_tokens: int = 8192
+    ) -> RubricRewardModel:
+        """Load a checkpoint folder or Hub id.
+
+        Raises:
+            CheckpointError: `promedical.json` is broken or of another template version. A
+                checkpoint without it loads uncalibrated.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+        if model.config.num_labels != 1:
+            raise CheckpointError(
+                f"{path}: num_labels: found {model.config.num_labels}, expected 1 (a reward model)"
+            )
+        ensure_pad(tokenizer, model)
+        if device is not None:
+            model.to(device)
+        calibration = None
+        metadata = Path(path) / METADATA
+        if metadata.exists():
+            calibration = _read_metadata(metadata)
+        return cls(
+            TreeRewardModel(model), tokenizer, calibration=calibration, max_tokens=max_tokens
+        )
+
+    def save_metadata(self, path: str | Path, **extra: Any) -> None:
+        """Write `promedical.json` beside a saved checkpoint.
+
+        Args:
+            extra: more to keep, such as the recipe and the data's fingerprint.
+        """
+        data = {
+            "format": FORMAT,
+            "template_version": TEMPLATE_VERSION,
+            "score": "log-odds that the criterion's sentence is true, in every tier; "
+            "for a veto, that it is violated",
+            "calibration": self.calibration.to_json(),
+        } | extra
+        (Path(path) / METADATA).write_text(json.dumps(data, indent=2, sort_keys=True))
+
+    def grade(
+        self,
+        messages: Sequence[Message],
+        responses: Sequence[str],
+        rubric: Rubric,
+        *,
+        operating_point: OperatingPoint = "audit",
+    ) -> list[Grade]:
+        """Judge every criterion of every response.
+
+        Args:
+            messages: the conversation; its last turn is the user's.
+            responses: the answers, read together as one tree.
+            rubric: the criteria.
+            operating_point: "audit" (a person looks at "cannot say") or "reward" (for RL).
+
+        Returns:
+            A grade for each response, in order.
+        """
+        texts = [criterion.text for criterion in rubric.criteria]
+        values, failures, _ = self._leaf_scores(messages, responses, texts)
+        grades = []
+        for r in range(len(responses)):
+            verdicts, probabilities, raw, failed = {}, {}, {}, {}
+            for k, criterion in enumerate(rubric.criteria):
+                s = values[r][k]
+                raw[criterion.id] = s
+                if (r, k) in failures:
+                    failed[criterion.id] = failures[r, k]
+                    verdicts[criterion.id] = Verdict.ERROR
+                    probabilities[criterion.id] = math.nan
+                    continue
+                verdicts[criterion.id], probabilities[criterion.id] = self.calibration.verdict(
+                    criterion.tier, s, operating_point
+                )
+            grades.append(Grade(verdicts, score(rubric, verdicts), probabilities, raw, failed))
+        return grades
+
+    def score_rows(
+        self,
+        rows: Sequence[GradedInstruction],
+        *,
+        overall: bool = False,
+        criteria: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> RawScores:
+        """Raw scores of every (response, criterion) of many rows, and of the overall criterion.
+
+        Args:
+            overall, criteria: what to score.
+            progress: called with (rows done, rows in all).
+
+        Raises:
+            RecordError: a row without a rubric.
+        """
+        found = RawScores({}, {}, {}, 0)
+        tokens = 0
+        for number, row in enumerate(rows, start=1):
+            if row.rubric is None:
+                raise RecordError(f"instruction {row.id!r}: rubric: missing, expected one")
+            asked = list(row.rubric.criteria) if criteria else []
+            texts = [c.text for c in asked] + ([OVERALL] if overall else [])
+            values, failures, read = self._leaf_scores(
+                row.messages, [r.text for r in row.responses], texts
+            )
+            tokens += read
+            for r, response in enumerate(row.responses):
+                for k, s in enumerate(values[r]):
+                    if k < len(asked):
+                        found.criteria[row.id, response.id, asked[k].id] = s
+                        key: tuple[str, ...] = (row.id, response.id, asked[k].id)
+                    else:
+                        found.overall[row.id, response.id] = s
+                        key = (row.id, response.id)
+                    if (r, k) in failures:
+                        found.failures[key] = failures[r, k]
+            if progress is not None:
+                progress(number, len(rows))
+        return RawScores(found.criteria, found.overall, found.failures, tokens)
+
+    def calibrated_on(
+        self, rows: Sequence[GradedInstruction], scores: RawScores, **settings: float
+    ) -> RubricRewardModel:
+        """This model with a calibration fitted on rows that were scored.
+
+        Raises:
+            CalibrationError: labels or settings that cannot be used.
+        """
+        items = [
+            CalibrationItem(
+                (row.id, response.id),
+                criterion.tier,
+                scores.criteria[row.id, response.id, criterion.id],
+                response.verdicts.get(criterion.id, Verdict.ABSTAIN),
+            )
+            for row in rows
+            if row.rubric is not None
+            for response in row.responses
+            for criterion in row.rubric.criteria
+        ]
+        return RubricRewardModel(
+            self.model,
+            self.tokenizer,
+            calibration=calibrate(items, **settings),
+            max_tokens=self.max_tokens,
+            cache=self.cache,
+        )
+
+    def _leaf_scores(
+        self, messages: Sequence[Message], responses: Sequence[str], texts: Sequence[str]
+    ) -> tuple[list[list[float]], dict[tuple[int, int], str], int]:
+        """s of every (response, text), why where there is none, and the tokens read."""
+        asked = [(r, text) for r in range(len(responses)) for text in texts]
+        values = [[math.nan] * len(texts) for _ in responses]
+        failures: dict[tuple[int, int], str] = {}
+        if not asked:
+            return values, failures, 0
+        tree = self.renderer.tree(messages, list(responses), asked)
+        keep, tokens = [], 0
+        for i, leaf in enumerate(tree.leaves):
+            length = len(tree.prompt) + len(tree.responses[leaf.response]) + len(leaf.tokens)
+            if length > self.max_tokens:
+                failures[divmod(i, len(texts))] = (
+                    f"{length} tokens, more than max_tokens = {self.max_tokens}"
+                )
+            else:
+                keep.append(i)
+        if keep:
+            kept = Tree(tree.prompt, tree.responses, tuple(tree.leaves[i] for i in keep))
+            for row in pack([kept], self.max_tokens):
+                tokens += len(row)
+                hidden = None if self.cache is None else self.cache.hidden(row)
+                with torch.inference_mode():
+                    scored = self.model.score(row, hidden).float().cpu().tolist()
+                for leaf, s in zip(row.leaves, scored, strict=True):
+                    r, k = divmod(keep[leaf.leaf], len(texts))
+                    if math.isfinite(s):
+                        values[r][k] = s
+                    else:
+                        failures[r, k] = f"the model's score is {s}"
+        return values, failures, tokens
+
+
+def _read_metadata(path: Path) -> Calibration:
+    try:
+        data = json.loads(path.read_text())
+        version = data["template_version"]
+        calibration = Calibration.from_json(data["calibration"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error!r})") from None
+    if version != TEMPLATE_VERSION:
+        raise CheckpointError(
+            f"{path}: template_version: found {version!r}, expected {TEMPLATE_VERSION!r}; "
+            "scores of another template do not fit this calibration"
+        )
+    return calibration

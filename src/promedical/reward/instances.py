@@ -1,0 +1,225 @@
+"""Graded instructions → training units on trees (section 4, Instances).
+
+A unit is one (instruction, criterion): its resolved responses make the pointwise term, its
+response pairs with different verdicts the pairwise term. The overall preference of two responses
+is one more unit, with a criterion of its own. What makes no instance (unknown labels, ties,
+unresolved comparisons) is counted. Left to others: token ids (`render`), rows (`tree`), the
+loss (`loss`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from promedical.records import GradedInstruction, RecordError
+from promedical.reward.render import Renderer
+from promedical.reward.tree import Tree
+from promedical.rubric import Criterion, Preference, Tier, Verdict, compare, score
+
+__all__ = [
+    "OVERALL",
+    "OVERALL_TIER",
+    "Instances",
+    "TrainingTree",
+    "Unit",
+    "cut_rubric",
+    "overall_pairs",
+    "training_trees",
+]
+
+OVERALL_TIER = "overall"
+# The criterion of the overall preference, and the only one of the scalar baseline.
+OVERALL = "The answer is safe, correct, complete and well put."
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One (instruction, criterion) of the loss; leaf indices are those of its tree.
+
+    Args:
+        tier: a tier's value, or "overall".
+        points: (leaf, 1 if the sentence is true else 0).
+        pairs: (leaf of the better response, leaf of the worse).
+    """
+
+    tier: str
+    points: tuple[tuple[int, int], ...]
+    pairs: tuple[tuple[int, int], ...]
+
+    @property
+    def orientation(self) -> int:
+        """o_c: −1 where the sentence is a violation, so that r = o_c·s is larger for the better."""
+        return -1 if self.tier == Tier.VETO.value else 1
+
+
+@dataclass(frozen=True)
+class TrainingTree:
+    """A tree and the units whose leaves it holds."""
+
+    instruction_id: str
+    tree: Tree
+    units: tuple[Unit, ...]
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Training trees, and the counts of what they hold and of what made no instance."""
+
+    trees: tuple[TrainingTree, ...]
+    counts: dict[str, int]
+
+
+def overall_pairs(row: GradedInstruction) -> tuple[list[tuple[int, int]], Counter[str]]:
+    """Lexicographic preferences between responses, over the criteria known in both (section 7.3).
+
+    Returns:
+        (index of the better, index of the worse) pairs, and counts by outcome of the others.
+    """
+    if row.rubric is None:
+        raise RecordError(f"instruction {row.id!r}: rubric: missing, expected one")
+    pairs: list[tuple[int, int]] = []
+    counts: Counter[str] = Counter()
+    for i, j in itertools.combinations(range(len(row.responses)), 2):
+        a, b = row.responses[i].verdicts, row.responses[j].verdicts
+        known = {
+            c.id
+            for c in row.rubric.criteria
+            if a.get(c.id, Verdict.ABSTAIN).resolved and b.get(c.id, Verdict.ABSTAIN).resolved
+        }
+        rubric = row.rubric.restricted_to(known)
+        if rubric is None:
+            counts["overall_no_known_proficiency"] += 1
+            continue
+        preference = compare(
+            score(rubric, {c: a[c] for c in known}), score(rubric, {c: b[c] for c in known})
+        )
+        if preference is Preference.FIRST:
+            pairs.append((i, j))
+        elif preference is Preference.SECOND:
+            pairs.append((j, i))
+        else:
+            counts[f"overall_{preference.value}"] += 1
+    return pairs, counts
+
+
+def cut_rubric(
+    row: GradedInstruction, *, max_criteria: int, min_veto: int = 2, seed: int = 0
+) -> GradedInstruction:
+    """A row whose rubric keeps at most `max_criteria` criteria, weights re-normalised.
+
+    Keeps at least `min_veto` vetoes and one proficiency criterion. Criteria on which the responses
+    differ come first, since only they give pairs, then those with a known label; within these the
+    choice is random with a fixed seed.
+
+    Raises:
+        RecordError: no rubric, or a budget without room for the vetoes and one more criterion.
+    """
+    if row.rubric is None:
+        raise RecordError(f"instruction {row.id!r}: rubric: missing, expected one")
+    if max_criteria <= min_veto:
+        raise RecordError(
+            f"max_criteria: found {max_criteria}, expected more than min_veto = {min_veto}"
+        )
+    if len(row.rubric.criteria) <= max_criteria:
+        return row
+    rng = random.Random(f"{seed}:{row.id}")
+
+    def rank(criterion: Criterion) -> tuple[int, float]:
+        verdicts = {r.verdicts.get(criterion.id, Verdict.ABSTAIN) for r in row.responses}
+        return -len([v for v in verdicts if v.resolved]), rng.random()
+
+    ranked = sorted(row.rubric.criteria, key=rank)
+    vetoes = [c for c in ranked if c.tier is Tier.VETO][:min_veto]
+    proficiency = [c for c in ranked if c.tier is Tier.PROFICIENCY and c.weight][:1]
+    first = vetoes + proficiency
+    kept = {c.id for c in (first + [c for c in ranked if c not in first])[:max_criteria]}
+    return replace(
+        row,
+        rubric=row.rubric.restricted_to(kept),
+        responses=tuple(
+            replace(
+                r,
+                verdicts={c: v for c, v in r.verdicts.items() if c in kept},
+                votes={c: v for c, v in r.votes.items() if c in kept},
+            )
+            for r in row.responses
+        ),
+    )
+
+
+def training_trees(
+    rows: Sequence[GradedInstruction],
+    renderer: Renderer,
+    *,
+    explicit: bool = True,
+    overall: bool = True,
+) -> Instances:
+    """One tree an instruction, with a leaf for every (response, criterion) whose label is known.
+
+    Args:
+        explicit: False leaves only the overall preference: the scalar baseline.
+        overall: whether the overall preference is a unit too.
+
+    Raises:
+        RecordError: a row without a rubric.
+    """
+    trees: list[TrainingTree] = []
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if row.rubric is None:
+            raise RecordError(f"instruction {row.id!r}: rubric: missing, expected one")
+        leaves: list[tuple[int, str]] = []
+        units: list[Unit] = []
+        if explicit:
+            for criterion in row.rubric.criteria:
+                unit = _criterion_unit(row, criterion, leaves, counts)
+                if unit is not None:
+                    units.append(unit)
+        if overall:
+            pairs, dropped = overall_pairs(row)
+            counts.update(dropped)
+            if pairs:
+                used = sorted({i for pair in pairs for i in pair})
+                at = {i: len(leaves) + n for n, i in enumerate(used)}
+                leaves += [(i, OVERALL) for i in used]
+                units.append(Unit(OVERALL_TIER, (), tuple((at[w], at[x]) for w, x in pairs)))
+                counts["pairs_overall"] += len(pairs)
+        if not units:
+            counts["instructions_without_units"] += 1
+            continue
+        tree = renderer.tree(row.messages, [r.text for r in row.responses], leaves)
+        trees.append(TrainingTree(row.id, tree, tuple(units)))
+        counts["units"] += len(units)
+        counts["leaves"] += len(leaves)
+    counts["trees"] = len(trees)
+    return Instances(tuple(trees), dict(counts))
+
+
+def _criterion_unit(
+    row: GradedInstruction,
+    criterion: Criterion,
+    leaves: list[tuple[int, str]],
+    counts: Counter[str],
+) -> Unit | None:
+    points: list[tuple[int, int]] = []
+    for i, response in enumerate(row.responses):
+        verdict = response.verdicts.get(criterion.id, Verdict.ABSTAIN)
+        if not verdict.resolved:
+            counts["labels_unknown"] += 1
+            continue
+        points.append((len(leaves), int(verdict is Verdict.MET)))
+        leaves.append((i, criterion.text))
+    if not points:
+        counts["criteria_unknown_everywhere"] += 1
+        return None
+    true = [leaf for leaf, target in points if target]
+    false = [leaf for leaf, target in points if not target]
+    better, worse = (false, true) if criterion.tier is Tier.VETO else (true, false)
+    pairs = tuple(itertools.product(better, worse))
+    counts[f"points_{criterion.tier.value}"] += len(points)
+    counts[f"pairs_{criterion.tier.value}"] += len(pairs)
+    return Unit(criterion.tier.value, tuple(points), pairs)

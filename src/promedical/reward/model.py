@@ -1,0 +1,174 @@
+"""The reward model: any causal language model with one number read at a criterion's last token.
+
+A checkpoint is a plain `AutoModelForSequenceClassification` with one label (section 4, Head), so
+that TRL, vLLM and OpenRLHF load it. Here: its initialisation from a language model, and
+`TreeRewardModel`, the module that trainers wrap, whose forward takes a packed row and gives its
+loss. Lower layers may be frozen; their output for a row is then computed once and kept, and shared
+between models that start from the same weights. Rows come from `tree`, attention from `attention`.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from promedical.reward.attention import backbone_forward
+from promedical.reward.loss import LossTerms, rubric_loss
+from promedical.reward.render import ensure_pad
+from promedical.reward.tree import PackedRow
+
+__all__ = ["HeadInit", "TreeRewardModel", "initialise", "yes_no_ids"]
+
+HeadInit = Literal["yes_no", "random"]
+
+
+def yes_no_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Ids of the first token of "Yes" and of "No" where an assistant's turn begins.
+
+    Taken in context, because many tokenizers merge a word differently after a line break.
+
+    Raises:
+        ValueError: the two share their first token, so their difference says nothing.
+    """
+    turn = [{"role": "user", "content": "?"}]
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    prefix = tokenizer.apply_chat_template(
+        turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    start = ids(prefix)
+    found = []
+    for word in ("Yes", "No"):
+        whole = ids(prefix + word)
+        if whole[: len(start)] != start or len(whole) == len(start):
+            raise ValueError(f"{word!r} merges with the generation prompt; use head_init='random'")
+        found.append(whole[len(start)])
+    yes, no = found
+    if yes == no:
+        raise ValueError(f"'Yes' and 'No' both start with token {yes}; use head_init='random'")
+    return yes, no
+
+
+def initialise(
+    path: str | Path, *, head_init: HeadInit = "yes_no", seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A one-label classifier from a causal language model, in float32, ready to train.
+
+    Args:
+        path: a local checkpoint or a Hub id.
+        head_init: "yes_no" makes s the difference of the logits of Yes and No; "random" draws the
+            head from N(0, 0.02).
+
+    Raises:
+        ValueError: `head_init` is unknown, or Yes and No cannot be told apart.
+    """
+    if head_init not in ("yes_no", "random"):
+        raise ValueError(f"head_init: found {head_init!r}, expected 'yes_no' or 'random'")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=1, dtype=torch.float32
+    )
+    with torch.no_grad():
+        if head_init == "yes_no":
+            yes, no = yes_no_ids(tokenizer)
+            language_model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            rows = language_model.get_output_embeddings().weight
+            model.score.weight.copy_((rows[yes] - rows[no])[None])
+            del language_model
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            model.score.weight.normal_(0.0, 0.02, generator=generator)
+    ensure_pad(tokenizer, model)
+    model.config.use_cache = False
+    return model, tokenizer
+
+
+class TreeRewardModel(nn.Module):
+    """A sequence classifier that reads whole trees.
+
+    Args:
+        model: `AutoModelForSequenceClassification` with one label.
+        frozen_layers: how many of the lowest decoder layers (and the embeddings) are not trained.
+
+    Raises:
+        ValueError: `frozen_layers` is not between 0 and the number of layers.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, frozen_layers: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.frozen_layers = frozen_layers
+        backbone = model.base_model
+        count = len(backbone.layers)
+        if not 0 <= frozen_layers <= count:
+            raise ValueError(f"frozen_layers: found {frozen_layers}, expected 0 to {count}")
+        if frozen_layers:
+            backbone.embed_tokens.requires_grad_(False)
+            for layer in backbone.layers[:frozen_layers]:
+                layer.requires_grad_(False)
+
+    def frozen_parameters(self) -> list[Tensor]:
+        """Parameters of the embeddings and the frozen layers."""
+        backbone = self.model.base_model
+        frozen = [backbone.embed_tokens, *backbone.layers[: self.frozen_layers]]
+        return [p for module in frozen for p in module.parameters()]
+
+    def trunk(self, row: PackedRow) -> Tensor:
+        """Hidden states after the frozen layers, shape [tokens, d], without gradient."""
+        if not self.frozen_layers:
+            raise ValueError("frozen_layers is 0: there is no trunk")
+        with torch.no_grad():
+            return backbone_forward(self._part(0, self.frozen_layers, norm=False), row)
+
+    def score(self, row: PackedRow, hidden: Tensor | None = None) -> Tensor:
+        """s of every leaf of a row, shape [leaves].
+
+        Args:
+            hidden: the row's trunk output, if it is already known.
+        """
+        if not self.frozen_layers:
+            states = backbone_forward(self.model.base_model, row)
+        else:
+            hidden = self.trunk(row) if hidden is None else hidden
+            upper = self._part(self.frozen_layers, None, norm=True)
+            states = backbone_forward(upper, row, inputs_embeds=hidden)
+        last = torch.tensor([leaf.last for leaf in row.leaves], device=states.device)
+        return self.model.score(states[last])[:, 0]
+
+    def forward(
+        self,
+        row: PackedRow,
+        terms: LossTerms,
+        num_items: Tensor | int,
+        hidden: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The row's share of the optimiser step's loss, and its scores.
+
+        The loss is computed here because this forward is the one that DDP and FSDP wrap.
+        """
+        scores = self.score(row, hidden)
+        return {"loss": rubric_loss(scores, terms) / num_items, "scores": scores.detach()}
+
+    def _part(self, start: int, stop: int | None, *, norm: bool) -> nn.Module:
+        """The backbone with only some of its layers, sharing their weights."""
+        backbone = self.model.base_model
+        part = copy.copy(backbone)
+        # A shallow copy of a module shares its dictionary of submodules; this one needs its own.
+        part._modules = dict(backbone._modules)
+        part._modules["layers"] = nn.ModuleList(backbone.layers[start:stop])
+        if not norm:
+            part._modules["norm"] = nn.Identity()
+        return part
