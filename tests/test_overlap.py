@@ -16,6 +16,7 @@ from promedical.demo.models import cached_encoder, resolve_encoder
 from promedical.records import GradedInstruction, Message
 from promedical.rubric import Criterion, Rubric, Tier
 
+WORDS = ("lisinopril", "eczema", "headache", "vaccination", "sunburn")
 ANY = {name: Limit(jaccard=0.0, cosine=2.0) for name in LIMITS}
 
 
@@ -80,9 +81,9 @@ def test_answers_and_statements_are_compared_but_universal_criteria_are_not():
 
 def test_more_rows_than_a_block(monkeypatch):
     monkeypatch.setattr("promedical.corpus.overlap._BLOCK", 2)
-    a = [row(f"a{i}", f"{letter * 9} question") for i, letter in enumerate("vwxyz")]
+    a = [row(f"a{i}", f"{word}") for i, word in enumerate(WORDS)]
     report = find_overlaps(a, [row("b", a[4].messages[0].content)])
-    assert [(o.first, o.second) for o in report.over] == [("a4", "b")]
+    assert [(o.first, o.second, o.jaccard) for o in report.over] == [("a4", "b", 1.0)]
 
 
 class Directions:
