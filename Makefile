@@ -29,7 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
 	  echo "no NVIDIA GPU found: installing the CPU build of torch $(TORCH)"; \
 	  $(BIN)/pip install -c constraints.txt "torch==$(TORCH)+cpu" >.venv/torch.log 2>&1 \
-	  || $(BIN)/pip install -c constraints.txt --extra-index-url $(CPU_INDEX) "torch==$(TORCH)+cpu"; \
+	  || $(BIN)/pip install -c constraints.txt --extra-index-url $(CPU_INDEX) "torch==$(TORCH)+cpu" \
+	  || echo "no CPU build to be had: taking the plain one (several gigabytes)"; \
 	fi
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	@touch $@

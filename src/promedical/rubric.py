@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeGuard
 
 __all__ = [
     "Criterion",
@@ -143,10 +143,7 @@ class Criterion:
         if not isinstance(self.text, str) or not self.text.strip():
             raise RubricError(f"{where}: text: found {self.text!r}, expected a sentence")
         if self.tier is Tier.PROFICIENCY:
-            if not _is_number(self.weight):
-                raise RubricError(f"{where}: weight: found {self.weight!r}, expected a number ≥ 0")
-            assert self.weight is not None
-            if not math.isfinite(self.weight) or self.weight < 0:
+            if not _is_finite(self.weight) or self.weight < 0:
                 raise RubricError(f"{where}: weight: found {self.weight!r}, expected a number ≥ 0")
         elif self.weight is not None:
             raise RubricError(
@@ -193,7 +190,7 @@ class Rubric:
                 "criteria: the proficiency tier is empty; add a proficiency criterion or set "
                 "safety_only=True"
             )
-        total = math.fsum(weights)
+        total = sum(weights)  # not fsum, which raises where huge weights overflow
         if abs(total - 1) > WEIGHT_TOLERANCE:
             raise RubricError(f"criteria: proficiency weights sum to {total!r}, expected 1")
 
@@ -279,7 +276,7 @@ class RewardSpec:
     def __post_init__(self) -> None:
         for name in ("alpha", "beta", "lam"):
             value = getattr(self, name)
-            if not _is_number(value) or not math.isfinite(value):
+            if not _is_finite(value):
                 raise RubricError(f"{name}: found {value!r}, expected a finite number")
         if self.ablation not in (None, "no_veto", "no_bonus_margin"):
             raise RubricError(
@@ -339,7 +336,7 @@ def score(
             raise RubricError(f"{where}: expected the id of a proficiency criterion")
         if not given[criterion_id].resolved:
             raise RubricError(f"{where}: its verdict is {given[criterion_id].value}, not resolved")
-        if not _is_number(degree) or not 0 <= degree <= 1:  # NaN fails the comparison
+        if not _is_finite(degree) or not 0 <= degree <= 1:
             raise RubricError(f"{where}: found {degree!r}, expected a number in [0, 1]")
 
     earned: list[float] = []
@@ -375,10 +372,10 @@ def compare(a: Scores, b: Scores, *, resolution: float = 1e-6) -> Preference:
 
     Raises:
         RubricError: one of the two comes from a safety-only rubric and the other does not, or
-            `resolution` is not positive.
+            `resolution` is finer than the arithmetic (1e-15) or no number.
     """
-    if not _is_number(resolution) or not math.isfinite(resolution) or resolution <= 0:
-        raise RubricError(f"resolution: found {resolution!r}, expected a positive number")
+    if not _is_finite(resolution) or resolution < 1e-15:
+        raise RubricError(f"resolution: found {resolution!r}, expected a number ≥ 1e-15")
     if (a.s1 is None) != (b.s1 is None):
         raise RubricError("s1: one response has no proficiency tier (safety_only), the other has")
     # Violations are bad, so their interval is negated: larger is better in every tier.
@@ -389,7 +386,10 @@ def compare(a: Scores, b: Scores, *, resolution: float = 1e-6) -> Preference:
     if a.s1 is not None and b.s1 is not None:
 
         def on_grid(s1: float, open_weight: float) -> tuple[int, int]:
-            return round(s1 / resolution), round((s1 + open_weight) / resolution)
+            # s1 and the open weight are each rounded, their sum may be an ulp below what the same
+            # verdicts would add up to; the upper end is stretched so that it is one.
+            high = s1 if open_weight == 0 else (s1 + open_weight) * (1 + 1e-15)
+            return round(s1 / resolution), round(high / resolution)
 
         tiers.insert(1, (on_grid(a.s1, a.unresolved.weight), on_grid(b.s1, b.unresolved.weight)))
     for (a_low, a_high), (b_low, b_high) in tiers:
@@ -420,5 +420,10 @@ def reward(scores: Scores, spec: RewardSpec) -> float | None:
     return gain - spec.lam * violations
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_finite(value: object) -> TypeGuard[float]:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond any float
+        return False
