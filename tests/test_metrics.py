@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import zlib
 
 import numpy as np
 import pytest
@@ -87,12 +88,12 @@ def drawn(counts: np.ndarray, instruction: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(instruction)), counts[instruction].astype(int))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(scored_items())
 def test_statistics_equal_scikit_learn_on_every_resample(items) -> None:
     scores, positive, instruction, n = items
     predicted = scores >= 3
-    bootstrap = Bootstrap(n, resamples=8)
+    bootstrap = Bootstrap(n, resamples=3)
     area = intervals.auroc(scores, positive, instruction, n, "x").values(bootstrap.counts)
     balanced = intervals.balanced_accuracy(positive, predicted, instruction, n, "x").values(
         bootstrap.counts
@@ -140,7 +141,7 @@ def test_interval_and_paired_difference_equal_a_slow_loop() -> None:
     instruction = rng.integers(0, n, size)
     positive = rng.random(size) < 0.4
     a, b = (positive + rng.normal(0, sd, size) for sd in (0.5, 2.0))
-    bootstrap = Bootstrap(n, resamples=120, seed=3)
+    bootstrap = Bootstrap(n, resamples=30, seed=3)
 
     def area(s: np.ndarray, counts: np.ndarray) -> float:
         at = drawn(counts, instruction)
@@ -149,10 +150,10 @@ def test_interval_and_paired_difference_equal_a_slow_loop() -> None:
     first, second = (intervals.auroc(s, positive, instruction, n, "x") for s in (a, b))
     figure = bootstrap.figure(first)
     assert figure.value == pytest.approx(sk.roc_auc_score(positive, a))
-    low, high = slow_interval(3, n, 120, lambda c: area(a, c))
+    low, high = slow_interval(3, n, 30, lambda c: area(a, c))
     assert (figure.low, figure.high) == pytest.approx((low, high))
     difference = bootstrap.difference(first, second)
-    low, high = slow_interval(3, n, 120, lambda c: area(a, c) - area(b, c))
+    low, high = slow_interval(3, n, 30, lambda c: area(a, c) - area(b, c))
     assert (difference.figure.low, difference.figure.high) == pytest.approx((low, high))
     assert difference.figure.value == pytest.approx(difference.first - difference.second)
 
@@ -247,7 +248,7 @@ def test_scores_that_are_missing_or_not_finite_are_unscored_and_never_a_verdict(
 # --- thresholds -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(graded_rows(), st.integers(0, 1000))
 def test_thresholds_reach_the_best_of_all_cuts_and_take_the_highest(rows, seed) -> None:
     gold = leaves(rows)
@@ -260,7 +261,7 @@ def test_thresholds_reach_the_best_of_all_cuts_and_take_the_highest(rows, seed) 
             assert fitted.reason
             continue
         measure = sk.f1_score if tier is VETO else sk.balanced_accuracy_score
-        by_cut = {cut: measure(y, x >= cut) for cut in np.arange(-4.5, 5)}
+        by_cut = {cut: measure(y, x >= cut) for cut in np.arange(-3.5, 4)}
         best = max(by_cut.values())
         assert fitted.objective == pytest.approx(best)
         assert measure(y, x >= fitted.value) == pytest.approx(best)
@@ -281,7 +282,7 @@ def test_a_threshold_separates_neighbouring_floats() -> None:
 # --- within-criterion pairs -----------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(graded_rows(), st.integers(0, 1000))
 def test_within_criterion_pairs_equal_a_slow_loop(rows, seed) -> None:
     rng = random.Random(seed)
@@ -324,7 +325,7 @@ def test_the_better_response_of_a_veto_pair_is_the_clean_one() -> None:
 def test_a_grader_that_never_reads_the_response_gets_exactly_half(rows) -> None:
     gold = leaves(rows)
     pairs = within_pairs(gold)
-    s = gold.scores({key: 0.1 * hash(key[2]) for key in gold.keys})
+    s = gold.scores({key: 0.1 * zlib.crc32(key[2].encode()) for key in gold.keys})
     assert (within_credit(gold, pairs, s) == 0.5).all()
     right = gold.scores(perfect(rows))
     assert (within_credit(gold, pairs, right) == 1).all()
@@ -366,7 +367,7 @@ def slow_overall(rows, predicted) -> tuple[list[float], dict[str, int]]:
     return credits, left
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(graded_rows(), st.integers(0, 1000))
 def test_overall_accuracy_equals_a_slow_loop(rows, seed) -> None:
     rng = random.Random(seed)
@@ -426,7 +427,7 @@ def test_overall_scores_a_response() -> None:
 
 
 def test_a_response_violates_if_any_known_veto_does() -> None:
-    rows = [row("a", "p-+".replace("p", "+"), "+--", "+??", "+?-", tiers="pvv")]
+    rows = [row("a", "+-+", "+--", "+??", "+?-", tiers="pvv")]
     gold = leaves(rows)
     vetoes = response_vetoes(gold)
     assert vetoes.positive.tolist() == [True, False, False]

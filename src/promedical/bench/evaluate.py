@@ -43,6 +43,7 @@ from promedical.rubric import Tier
 __all__ = ["GraderScores", "evaluate", "physicians"]
 
 NO_VERDICTS = "the grader gives no verdicts"
+VETO_UNIT = "(response, veto) verdicts"
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,14 @@ def _grade(name: str, gold: _Gold, grader: GraderScores) -> _Graded:
     return _Graded(grader, thresholds, s, verdicts, credit, overall, own)
 
 
+def _no_verdicts(graded: _Graded, tier: Tier) -> str | None:
+    """Why the grader has no verdicts in a tier, or None if it has."""
+    if graded.grader.scores is None:
+        return NO_VERDICTS
+    threshold = graded.thresholds[tier]
+    return f"no threshold: {threshold.reason}" if threshold.value is None else None
+
+
 # --- one statistic each, over the items that `keep` leaves ---------------------------------------
 
 
@@ -277,7 +286,7 @@ def _veto(gold: _Gold, graded: _Graded, other: _Graded | None = None) -> dict[st
         graded.verdicts[keep] == 1,
         items.instruction[keep],
         items.n_instructions,
-        "(response, veto) verdicts",
+        VETO_UNIT,
     )
 
 
@@ -312,10 +321,7 @@ def _tier_row(gold: _Gold, graded: _Graded, tier: Tier, bootstrap: Bootstrap) ->
     items = gold.leaves
     of_tier = items.of(tier)
     decided = of_tier & ~np.isnan(graded.verdicts)
-    if graded.grader.scores is None:
-        accuracy = balanced = intervals.undefined("verdicts", NO_VERDICTS)
-    elif graded.thresholds[tier].value is None:
-        reason = f"no threshold: {graded.thresholds[tier].reason}"
+    if (reason := _no_verdicts(graded, tier)) is not None:
         accuracy = balanced = intervals.undefined("verdicts", reason)
     else:
         positive, predicted = items.positive[decided], graded.verdicts[decided] == 1
@@ -338,17 +344,13 @@ def _tier_row(gold: _Gold, graded: _Graded, tier: Tier, bootstrap: Bootstrap) ->
 
 
 def _veto_rows(gold: _Gold, graded: _Graded, bootstrap: Bootstrap) -> dict[str, Any]:
-    rows: dict[str, dict[str, Any]] = {}
-    if graded.grader.scores is None or (threshold := graded.thresholds[Tier.VETO]).value is None:
-        scalar = graded.grader.scores is None
-        reason = NO_VERDICTS if scalar else f"no threshold: {threshold.reason}"
-        for name, unit in (
-            ("per_criterion", "(response, veto) verdicts"),
-            ("per_response", "responses"),
-        ):
+    if (reason := _no_verdicts(graded, Tier.VETO)) is not None:
+
+        def none(unit: str) -> dict[str, Any]:
             figure = bootstrap.figure(intervals.undefined(unit, reason)).to_json()
-            rows[name] = dict.fromkeys(("precision", "recall", "f1"), figure) | {"unscored": None}
-        return rows
+            return {"precision": figure, "recall": figure, "f1": figure, "unscored": None}
+
+        return {"per_criterion": none(VETO_UNIT), "per_response": none("responses")}
     missing = gold.leaves.of(Tier.VETO) & np.isnan(graded.verdicts)
     by_criterion = bootstrap.figures(_veto(gold, graded))
     flags = gold.vetoes.predicted(graded.verdicts)
@@ -362,6 +364,7 @@ def _veto_rows(gold: _Gold, graded: _Graded, bootstrap: Bootstrap) -> dict[str, 
             "responses",
         )
     )
+    rows: dict[str, Any] = {}
     for name, figures, unscored in (
         ("per_criterion", by_criterion, missing),
         ("per_response", by_response, ~keep),
@@ -390,12 +393,18 @@ def _differences(
         return bootstrap.difference(first, second).to_json()
 
     def veto_f1(graded: _Graded, beside: _Graded) -> Statistic:
-        if graded.grader.scores is None:
-            return intervals.undefined("(response, veto) verdicts", NO_VERDICTS)
+        if (reason := _no_verdicts(graded, Tier.VETO)) is not None:
+            return intervals.undefined(VETO_UNIT, reason)
         return _veto(gold, graded, beside)["f1"]
+
+    def own(graded: _Graded) -> Statistic:
+        if graded.overall_leaf is None:
+            return intervals.undefined("pairs", "the grader gives no score a response")
+        return _overall(gold, graded.overall_leaf)
 
     return {
         "overall_accuracy": both(_overall(gold, reference.overall), _overall(gold, other.overall)),
+        "overall_leaf_accuracy": both(own(reference), own(other)),
         "veto_f1": both(veto_f1(reference, other), veto_f1(other, reference)),
         "within_criterion": {
             tier.value: both(
@@ -494,7 +503,7 @@ def _label_statistics(gold: Leaves, s: Floats, verdicts: Floats, keep: Any) -> d
             gold.positive[decided], verdicts[decided] == 1, gold.instruction[decided], n, "labels"
         )
         if decided.any()
-        else intervals.undefined("labels", "the grader gives no verdicts")
+        else intervals.undefined("labels", NO_VERDICTS)
     )
     auroc = intervals.auroc(s[scored], gold.positive[scored], gold.instruction[scored], n, "labels")
     return {"auroc": auroc, "balanced_accuracy": balanced}
