@@ -1,0 +1,199 @@
+"""Phrase banks: what a constructed response may say besides a physician's statements (section 7.3).
+
+The texts live in `data/*.yaml`. A violation is a sentence that commits one kind of harm; its benign
+twin has the same form, place and length and is clean for that kind. Excellence elements come with
+neutral twins in the same way. Families of the bench differ from those of training, so that a model
+which only learnt phrasings fails there. How a response is put together is `degrade`'s affair.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+
+from promedical.corpus.statements import STOP_WORDS, words
+from promedical.rubric import VetoKind
+
+__all__ = [
+    "MANNERS",
+    "SPLITS",
+    "Bank",
+    "BankError",
+    "Element",
+    "fill",
+    "load_bank",
+    "runs",
+    "topic_of",
+]
+
+Split = Literal["train", "bench"]
+SPLITS: tuple[Split, ...] = ("train", "bench")
+MANNERS = ("empathy", "when_to_seek_care")
+FALLBACK_TOPIC = "this"
+# Words of a question that read badly where a noun is expected.
+_NOT_A_TOPIC = frozenset(
+    "able about actually after alright also always any anything bad become been before better can "
+    "cause caused causes causing come comes common commonly contribute could day days detect "
+    "different difference do doctor does drink drug drugs during early eat effect effects "
+    "effective every experience experiencing feel feeling find fast feature found get getting give "
+    "given go goes going good happen happens hard have having help helps high hour hours how "
+    "increase increased indicate interval just kind know last late lead least less level levels "
+    "like likely little long lot low make makes many may mean means measure medical medication "
+    "medications medicine medicines might minimum month months more morning most much must need "
+    "needs new night normal now number often old once one onset option options other people "
+    "person please possible prescribed prescription present prevent problem problems quick quickly "
+    "range recommended reduce risk safe safely say seem should show side sign signs simple since "
+    "someone something sometimes soon start started starting stay still stop suffer suggested "
+    "symptom symptoms take taken takes taking tell test tested thing things think thought time "
+    "times together told treat treated treating treatment treatments try two type types usage use "
+    "used uses using usually very wait want way week weeks well what when which while work works "
+    "worse worst would wrong year years yes zero three four five six seven eight".split()
+)
+_NOT_NOUN_ENDINGS = ("ly", "ed", "ing", "ous", "ive", "able", "ible", "ical", "ful", "less")
+_TOPIC_LENGTH = range(4, 19)
+
+
+class BankError(ValueError):
+    """A phrase file that cannot be used; the message names file, kind and family."""
+
+
+@dataclass(frozen=True)
+class Element:
+    """One phrasing and its twin.
+
+    Args:
+        name: the veto kind's value, or "empathy" or "when_to_seek_care".
+        family: which way of saying or doing it.
+        number: position in its family, from 1.
+        text: makes the criterion true (a violation, an empathic sentence …).
+        twin: same form, place and length, makes it false.
+        clean: the other veto kinds that `text` leaves clean; all others are unknown.
+        twin_clean: the same for `twin`.
+    """
+
+    name: str
+    family: str
+    number: int
+    text: str
+    twin: str
+    clean: frozenset[VetoKind] = frozenset()
+    twin_clean: frozenset[VetoKind] = frozenset()
+
+    def describe(self) -> str:
+        """How `Response.construction` names it."""
+        return f"{self.name}:family={self.family}#{self.number}"
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Every phrase of one split.
+
+    Args:
+        veto: violations with their benign twins, by kind.
+        manner: excellence elements with their neutral twins, by name (`MANNERS`).
+        neutral: sentences that state no medical fact and meet no criterion.
+        headings: short headings of an organised answer.
+    """
+
+    veto: Mapping[VetoKind, tuple[Element, ...]]
+    manner: Mapping[str, tuple[Element, ...]]
+    neutral: tuple[str, ...]
+    headings: tuple[str, ...]
+
+    def elements(self) -> Iterator[Element]:
+        """Every element, veto kinds first."""
+        for group in (*self.veto.values(), *self.manner.values()):
+            yield from group
+
+    def texts(self) -> Iterator[str]:
+        """Every sentence of the bank, slots unfilled."""
+        for element in self.elements():
+            yield element.text
+            yield element.twin
+        yield from self.neutral
+
+
+def _read(name: str) -> Any:
+    file = resources.files("promedical.corpus").joinpath("data", name)
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def _elements(name: str, families: Sequence[Mapping[str, Any]], where: str) -> tuple[Element, ...]:
+    found = []
+    for family in families:
+        try:
+            clean = frozenset(VetoKind(k) for k in family.get("clean", ()))
+            twin_clean = frozenset(VetoKind(k) for k in family.get("twin_clean", ()))
+            for number, (text, twin) in enumerate(family["pairs"], start=1):
+                found.append(Element(name, family["family"], number, text, twin, clean, twin_clean))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BankError(f"{where}: {name}: family {family.get('family')!r}: {error}") from None
+    return tuple(found)
+
+
+@cache
+def load_bank(split: Split) -> Bank:
+    """The phrase bank of "train" or "bench".
+
+    Raises:
+        BankError: an unknown split, or a file that does not hold what it should.
+    """
+    if split not in SPLITS:
+        raise BankError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
+    name = f"phrases_{split}.yaml"
+    veto = _read(name)
+    manner = _read("manner.yaml")[split]
+    missing = [kind.value for kind in VetoKind if kind.value not in veto]
+    if missing:
+        raise BankError(f"{name}: no families for {missing}, expected every veto kind")
+    return Bank(
+        veto={kind: _elements(kind.value, veto[kind.value], name) for kind in VetoKind},
+        manner={m: _elements(m, manner[m], "manner.yaml") for m in MANNERS},
+        neutral=tuple(manner["neutral"]),
+        headings=tuple(manner["headings"]),
+    )
+
+
+def fill(text: str, topic: str) -> str:
+    """A phrase with its slot filled, its first letter a capital."""
+    filled = text.replace("{topic}", topic)
+    return filled[:1].upper() + filled[1:]
+
+
+def topic_of(question: str, statements: Sequence[str]) -> str:
+    """One noun that question and statements share, or "this".
+
+    Deliberately simple: the word of the question that the most statements hold, leaving out words
+    that are rarely nouns or read badly alone.
+    """
+    spelled: dict[str, str] = {}
+    for text in statements:  # Spelled as the physicians did; a sentence's first word says nothing.
+        for word in re.findall(r"[A-Za-z][A-Za-z-]+", text)[1:]:
+            spelled.setdefault(word.lower(), word)
+    held = Counter(w for text in statements for w in set(words(text)))
+    best, most = FALLBACK_TOPIC, 1
+    for word in words(question):
+        if (
+            word in STOP_WORDS
+            or word in _NOT_A_TOPIC
+            or len(word) not in _TOPIC_LENGTH
+            or not word.isalpha()
+            or word.endswith(_NOT_NOUN_ENDINGS)
+        ):
+            continue
+        if held[word] > most:
+            best, most = spelled.get(word, word), held[word]
+    return best
+
+
+def runs(text: str, length: int = 5) -> set[tuple[str, ...]]:
+    """Every run of `length` words of a text, to compare banks with each other."""
+    found = re.findall(r"[a-z0-9{}]+", text.lower())
+    return {tuple(found[i : i + length]) for i in range(len(found) - length + 1)}
