@@ -18,7 +18,7 @@ from promedical.records import GradedInstruction
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Answers", "chat", "generate"]
 
@@ -89,7 +89,7 @@ def generate(
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     if tokenizer.chat_template is None:
         raise ValueError(f"{model_path}: the tokenizer has no chat template, expected one")
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         model_path, dtype=torch.float32 if device == "cpu" else torch.bfloat16
     )
     model = model.to(device).eval()
@@ -115,7 +115,7 @@ def generate(
 
 
 def _prompts(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[GradedInstruction],
     max_new_tokens: int,
@@ -139,7 +139,7 @@ def _prompts(
 
 
 def _answer(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
@@ -179,7 +179,7 @@ def _answer(
     return answers
 
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends an answer: the tokenizer's and those the model declares."""
     declared = getattr(model.generation_config, "eos_token_id", None)
     if declared is None:
