@@ -478,7 +478,11 @@ def _replace_folder(staging: Path, target: Path) -> None:
         os.replace(staging, target)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    os.replace(target, old)
+    try:
+        os.replace(target, old)
+    except BaseException:
+        old.rmdir()
+        raise
     try:
         os.replace(staging, target)
     except BaseException:
