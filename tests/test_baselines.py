@@ -163,3 +163,10 @@ def test_training_rows_are_never_scored_rows() -> None:
         null_graders(TRAIN, [*ROWS, TRAIN[0]])
     with pytest.raises(BenchError, match="rows: found none"):
         null_graders([], ROWS)
+
+
+def test_one_id_does_not_stand_for_two_texts() -> None:
+    other = ROWS[0].with_responses([Response("good", "m", "Another answer.")])
+    with pytest.raises(BenchError, match="'b0': response 'good' has two different texts"):
+        null_graders(TRAIN, [*ROWS, other])
+    assert null_graders(TRAIN, [*ROWS, ROWS[0]]) == null_graders(TRAIN, ROWS)

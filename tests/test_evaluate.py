@@ -185,8 +185,12 @@ def test_missing_leaves_are_counted_and_compared_on_what_both_have() -> None:
     assert (
         row["unscored_pairs"] == whole["within_criterion"]["n"] - row["within_criterion"]["n"] > 0
     )
-    difference = shown["differences"]["noise"]["within_criterion"]["proficiency"]
-    assert difference["n"] == row["within_criterion"]["n"]
+    difference = shown["differences"]["noise"]
+    for name in ("within_criterion", "auroc"):
+        assert difference[name]["proficiency"]["n"] == row[name]["n"] < whole[name]["n"]
+    by_veto = shown["graders"]["explicit"]["veto"]["per_criterion"]
+    assert difference["veto_f1"]["n"] == by_veto["f1"]["n"]
+    assert by_veto["unscored"] > 0
     assert shown["graders"]["explicit"]["overall"]["outcomes"]["unresolved"] > 0
     assert shown["graders"]["explicit"]["veto"]["per_response"]["unscored"] == 8
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,11 +105,13 @@ def null_graders(
         Name → scores of every (response, criterion) and every response of `rows`.
 
     Raises:
-        BenchError: no training rows, a row without rubric, or one in both arguments.
+        BenchError: no training rows, a row without rubric, one in both arguments, or two texts
+            under the same instruction and response id.
     """
     shared = {row.id for row in train_rows} & {row.id for row in rows}
     if shared:
         raise BenchError(f"instructions {sorted(shared)[:3]} are in training and scored rows")
+    _require_distinct(rows)
     split = _Split(train_rows, leaves(train_rows), overall_pairs(train_rows), rows)
     graders = {
         "criterion_alone": _from_leaves(split, _regression(split, lambda y, c: c.text), True),
@@ -144,6 +147,18 @@ class _Split:
     rows: Sequence[GradedInstruction]
 
 
+def _require_distinct(rows: Sequence[GradedInstruction]) -> None:
+    """Scores are kept by id, so one id must not stand for two texts (bench and real answers)."""
+    text: dict[ResponseKey, str] = {}
+    for row in rows:
+        for y in row.responses:
+            if text.setdefault((row.id, y.id), y.text) != y.text:
+                raise BenchError(
+                    f"instruction {row.id!r}: response {y.id!r} has two different texts, "
+                    "expected another id for each"
+                )
+
+
 def _leaves_of(
     rows: Sequence[GradedInstruction],
 ) -> Iterator[tuple[GradedInstruction, Response, Criterion]]:
@@ -168,11 +183,14 @@ def _response_scores(
 def _from_leaves(split: _Split, s: LeafFeature, log_odds: bool) -> GraderScores:
     """A grader from its leaf scores; overall is the mean of r = o_c·s over the rubric."""
     scores = _leaf_scores(split.rows, s)
-    oriented: dict[ResponseKey, list[float]] = {}
-    for row, y, c in _leaves_of(split.rows):
-        r = orientation(c.tier) * scores[row.id, y.id, c.id]
-        oriented.setdefault((row.id, y.id), []).append(r)
-    overall = {key: float(np.mean(r)) for key, r in oriented.items()}
+
+    def mean_r(row: GradedInstruction, y: Response) -> float:
+        criteria = row.rubric.criteria if row.rubric is not None else ()
+        r = [orientation(c.tier) * scores[row.id, y.id, c.id] for c in criteria]
+        # fsum, so that equal leaf scores give exactly equal responses.
+        return math.fsum(r) / len(r) if r else math.nan
+
+    overall = _response_scores(split.rows, mean_r)
     return GraderScores(scores, overall, log_odds)
 
 
