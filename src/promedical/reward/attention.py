@@ -2,11 +2,19 @@
 
 Implements the attention of section 7.1 of the method. In a row of `promedical.reward.tree` a
 token may look at its own segment up to itself and at its ancestors. One mask over the whole row
-would compute every invisible query–key pair too, so the row is taken level by level: prompts
-attend to themselves, all responses as a batch to (x, y), all criteria as a batch to (x, y, c), each
-an ordinary scaled-dot-product call with a small mask of its own. `register` puts this into
-transformers' attention interface under the name "promedical_tree"; without a row it behaves as
-"sdpa", so a model set to it stays an ordinary model.
+would compute every invisible query–key pair too, so the row is taken level by level. `register`
+puts this into transformers' attention interface under the name "promedical_tree"; without a row it
+behaves as "sdpa", so a model set to it stays an ordinary model.
+
+On a CPU no mask, no padding and no copy of a shared key is needed: every segment attends to itself
+causally, everything below a segment attends to all of it in one call, and such partial results
+over disjoint sets of keys S merge exactly through their log-sum-exp,
+
+    o = Σ_S e^(ℓ_S − ℓ) o_S,   ℓ = log Σ_S e^ℓ_S.
+
+Given the merged o and ℓ, the backward pass of each call is right as it is (the gradient of a key
+needs only p = e^(s − ℓ) and o), so gradients add up. Elsewhere each level is one batched
+scaled-dot-product call with a small mask of its own.
 
 `implementation="dense"` is the slow, obvious twin: one 4-D mask over the row. Models that cannot
 take a tree (sliding windows, linear layers) are scored as separate sequences, and it is said.
@@ -17,7 +25,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +49,8 @@ __all__ = [
 IMPLEMENTATION = "promedical_tree"
 ACCEPTED = (IMPLEMENTATION, "eager", "sdpa", "flex_attention")
 
-Implementation = Literal["level", "dense"]
+# "level" is "runs" on a CPU and "batched" elsewhere.
+Implementation = Literal["level", "runs", "batched", "dense"]
 
 
 class AttentionError(ValueError):
@@ -66,17 +75,40 @@ class _Level:
     kept: Tensor
 
 
-class _Plan:
-    """A row's levels as index tensors, built once a forward and used by every layer."""
+@dataclass(frozen=True)
+class _Runs:
+    """The same attention as calls over slices of the row, nothing masked, nothing repeated.
 
-    def __init__(self, row: PackedRow, device: torch.device, dtype: torch.dtype) -> None:
+    Args:
+        own: segments that attend to themselves, (start, stop).
+        above: everything below a segment attends to it, (query start, stop, key start, stop).
+        leaves: slice of the row that holds the criteria, which attend to themselves as one batch.
+        batch: number of criteria.
+        padded: index into the criteria's tokens that pads them to one length; None if they have it.
+        real: which of the padded tokens are real; None with `padded`.
+    """
+
+    own: tuple[tuple[int, int], ...]
+    above: tuple[tuple[int, int, int, int], ...]
+    leaves: tuple[int, int]
+    batch: int
+    padded: Tensor | None
+    real: Tensor | None
+
+
+class _Plan:
+    """How a row attends, built once a forward and used by every layer."""
+
+    def __init__(
+        self, row: PackedRow, device: torch.device, dtype: torch.dtype, implementation: str
+    ) -> None:
         self.calls = 0
+        by_runs = implementation == "runs" or (implementation == "level" and device.type == "cpu")
+        self.runs = _runs(row) if by_runs else None
         depths = sorted({segment.depth for segment in row.segments})
-        groups: list[list[list[int]]] = []
-        for depth in depths:
-            own = [i for i, s in enumerate(row.segments) if s.depth == depth]
-            groups.append([[i] for i in own])
-        self.levels = [_level(row, items, device, dtype) for items in groups]
+        self.levels = (
+            [_level(row, depth, device, dtype) for depth in depths] if self.runs is None else []
+        )
 
 
 def _chain(row: PackedRow, segment: int) -> list[int]:
@@ -89,40 +121,30 @@ def _chain(row: PackedRow, segment: int) -> list[int]:
     return above
 
 
-def _level(
-    row: PackedRow, items: list[list[int]], device: torch.device, dtype: torch.dtype
-) -> _Level:
-    def tokens(segments: list[int]) -> list[int]:
-        return [t for i in segments for t in range(row.segments[i].start, row.segments[i].stop)]
-
-    queries = [tokens(item) for item in items]
-    keys = [tokens(_chain(row, item[0]) + item) for item in items]
+def _level(row: PackedRow, depth: int, device: torch.device, dtype: torch.dtype) -> _Level:
+    own = [i for i, s in enumerate(row.segments) if s.depth == depth]
+    queries = [_tokens(row, [i]) for i in own]
+    keys = [_tokens(row, [*_chain(row, i), i]) for i in own]
     length, width = max(map(len, queries)), max(map(len, keys))
-    plain = len(items) == 1 and len(items[0]) == 1 and length == width
     mask = None
-    if not plain:
-        visible = torch.zeros(len(items), length, width, dtype=torch.bool)
-        for b, item in enumerate(items):
+    if len(own) > 1 or length != width:
+        visible = torch.zeros(len(own), length, width, dtype=torch.bool)
+        for b in range(len(own)):
             shared = len(keys[b]) - len(queries[b])
-            visible[b, : len(queries[b]), :shared] = True
-            at = 0
-            for i in item:
-                size = row.segments[i].length
-                block = visible[b, at : at + size, shared + at : shared + at + size]
-                block.copy_(torch.ones(size, size, dtype=torch.bool).tril())
-                at += size
+            causal = torch.ones(len(queries[b]), len(keys[b]), dtype=torch.bool).tril(shared)
+            visible[b, : len(queries[b]), : len(keys[b])] = causal
             # A padding query with nothing to see would give NaN gradients; it sees one key.
             visible[b, len(queries[b]) :, 0] = True
         mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
         mask = mask[:, None].to(device)
-    kept = [b * length + j for b, own in enumerate(queries) for j in range(len(own))]
+    kept = [b * length + j for b, own_tokens in enumerate(queries) for j in range(len(own_tokens))]
 
     def index(rows: list[list[int]], size: int) -> Tensor:
-        flat = [t for own in rows for t in own + [own[0]] * (size - len(own))]
+        flat = [t for held in rows for t in held + [held[0]] * (size - len(held))]
         return torch.tensor(flat, device=device)
 
     return _Level(
-        len(items),
+        len(own),
         index(queries, length),
         index(keys, width),
         mask,
@@ -130,8 +152,142 @@ def _level(
     )
 
 
+def _tokens(row: PackedRow, segments: list[int]) -> list[int]:
+    return [t for i in segments for t in range(row.segments[i].start, row.segments[i].stop)]
+
+
+def _runs(row: PackedRow) -> _Runs:
+    segments = row.segments
+    leaves = [s for s in segments if s.depth == 2]
+    below: dict[int, list[list[int]]] = {}
+    for i, segment in enumerate(segments):
+        for ancestor in _chain(row, i):
+            runs = below.setdefault(ancestor, [])
+            if runs and runs[-1][1] == segment.start:
+                runs[-1][1] = segment.stop
+            else:
+                runs.append([segment.start, segment.stop])
+    above = tuple(
+        (start, stop, segments[i].start, segments[i].stop)
+        for i, runs in sorted(below.items())
+        for start, stop in runs
+    )
+    first, length = leaves[0].start, max(s.length for s in leaves)
+    padded = real = None
+    if any(s.length != length for s in leaves):
+        padded = torch.tensor(
+            [s.start - first + min(j, s.length - 1) for s in leaves for j in range(length)]
+        )
+        real = torch.tensor([j < s.length for s in leaves for j in range(length)])
+    own = tuple((s.start, s.stop) for s in segments if s.depth < 2)
+    return _Runs(own, above, (first, leaves[-1].stop), len(leaves), padded, real)
+
+
+class _RunAttention(torch.autograd.Function):
+    """Attention by runs; query [1, heads, tokens, d], key and value [1, kv heads, tokens, d]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, runs: _Runs, scale: float
+    ) -> Tensor:
+        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+        out = out.transpose(1, 2)
+        lse = torch.empty(query.shape[:3], dtype=torch.float32)
+        for start, stop in runs.own:
+            held = slice(start, stop)
+            part = _flash(query[:, :, held], key[:, :, held], value[:, :, held], True, scale)
+            out[:, :, held], lse[:, :, held] = part
+        held = slice(*runs.leaves)
+        batch = [_batch(states[0, :, held], runs) for states in (query, key, value)]
+        for whole, part in zip((out, lse), _flash(*batch, True, scale), strict=True):
+            whole[0, :, held] = _unbatch(part, runs)
+        for start, stop, first, last in runs.above:
+            held, seen = slice(start, stop), slice(first, last)
+            part, part_lse = _flash(
+                query[:, :, held], key[:, :, seen], value[:, :, seen], False, scale
+            )
+            share = torch.sigmoid(part_lse - lse[:, :, held])  # e^ℓ' / (e^ℓ + e^ℓ')
+            out[:, :, held].lerp_(part, share[..., None].to(part.dtype))
+            lse[:, :, held] = torch.logaddexp(lse[:, :, held], part_lse)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.runs, ctx.scale = runs, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, lse = ctx.saved_tensors
+        runs, scale = ctx.runs, ctx.scale
+        grads = [torch.zeros_like(states) for states in (query, key, value)]
+        held = slice(*runs.leaves)
+        # Padding gets a zero gradient and, through an infinite ℓ, zero attention.
+        batch = [_batch(grad[0, :, held], runs, 0.0)]
+        batch += [_batch(states[0, :, held], runs) for states in (query, key, value, out)]
+        batch.append(_batch(lse[0, :, held], runs, float("inf")))
+        for whole, part in zip(grads, _flash_backward(*batch, True, scale), strict=True):
+            whole[0, :, held] = _unbatch(part, runs)
+        calls = [(start, stop, start, stop, True) for start, stop in runs.own]
+        calls += [(*run, False) for run in runs.above]
+        for start, stop, first, last, causal in calls:
+            held, seen = slice(start, stop), slice(first, last)
+            parts = _flash_backward(
+                grad[:, :, held],
+                query[:, :, held],
+                key[:, :, seen],
+                value[:, :, seen],
+                out[:, :, held],
+                lse[:, :, held],
+                causal,
+                scale,
+            )
+            for whole, part, where in zip(grads, parts, (held, seen, seen), strict=True):
+                whole[:, :, where] += part
+        return (*grads, None, None)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp, [batch, heads, queries, d] and [batch, heads, queries]."""
+    op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, lse = op(q, k, v, 0.0, causal, scale=scale)
+    return out, lse
+
+
+def _flash_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    grads: tuple[Tensor, Tensor, Tensor] = op(grad, q, k, v, out, lse, 0.0, causal, scale=scale)
+    return grads
+
+
+def _batch(states: Tensor, runs: _Runs, fill: float | None = None) -> Tensor:
+    """The criteria's states [heads, tokens, …] as [criteria, heads, length, …], padded."""
+    if runs.padded is not None:
+        assert runs.real is not None
+        states = states.index_select(1, runs.padded)
+        if fill is not None:
+            real = runs.real.view(-1, *[1] * (states.dim() - 2))
+            states = states.masked_fill(~real, fill)
+    return states.unflatten(1, (runs.batch, -1)).transpose(0, 1)
+
+
+def _unbatch(states: Tensor, runs: _Runs) -> Tensor:
+    """The inverse of `_batch`."""
+    flat = states.transpose(0, 1).flatten(1, 2)
+    return flat if runs.real is None else flat[:, runs.real]
+
+
 def _attend(query: Tensor, key: Tensor, value: Tensor, plan: _Plan, scale: float) -> Tensor:
     """Tree attention; query [1, heads, tokens, d], key and value [1, kv heads, tokens, d]."""
+    if plan.runs is not None:
+        out: Tensor = _RunAttention.apply(query, key, value, plan.runs, scale)
+        return out.transpose(1, 2)
     outputs = []
     for level in plan.levels:
 
@@ -235,7 +391,8 @@ def backbone_forward(
             its attention implementation is set to "promedical_tree" and stays so.
         row: the packed row.
         inputs_embeds: states to start from in place of the token embeddings, [tokens, d].
-        implementation: "level", or "dense" for the slow twin with one mask over the row.
+        implementation: "level" takes "runs" (slices, CPU only) on a CPU and "batched" (a masked
+            call a level) elsewhere; "dense" is the slow twin with one mask over the row.
 
     Returns:
         Hidden states, [tokens, d].
@@ -258,9 +415,12 @@ def backbone_forward(
         inputs["inputs_embeds"] = inputs_embeds[None]
     if implementation == "dense":
         return backbone(attention_mask=dense_mask(row, device, dtype), **inputs)[0][0]
-    if implementation != "level":
-        raise AttentionError(f"implementation: found {implementation!r}, expected level or dense")
-    plan = _Plan(row, device, dtype)
+    if implementation not in get_args(Implementation):
+        raise AttentionError(
+            f"implementation: found {implementation!r}, expected one of "
+            f"{', '.join(get_args(Implementation))}"
+        )
+    plan = _Plan(row, device, dtype, implementation)
     # A 4-D mask is passed through as it is; this one only stops transformers from making its own.
     no_mask = torch.empty(1, 1, 1, 1, device=device, dtype=dtype)
     hidden: Tensor = backbone(attention_mask=no_mask, tree_plan=plan, **inputs)[0][0]
