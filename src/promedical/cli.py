@@ -118,11 +118,19 @@ def _run(arguments: list[str]) -> int:
 
 
 def _quickstart(argv: list[str]) -> int:
-    from promedical.quickstart import QuickstartRecipe, run_quickstart
+    from promedical import quickstart
     from promedical.recipe import load_recipe, recipe_parser
 
-    parser = recipe_parser(QuickstartRecipe, prog="promedical quickstart", description=QUICKSTART)
-    return run_quickstart(load_recipe(QuickstartRecipe, None, argv, parser=parser))
+    presets = getattr(quickstart, "PRESETS", {})
+    parser = recipe_parser(
+        quickstart.QuickstartRecipe,
+        presets=presets,
+        prog="promedical quickstart",
+        usage="%(prog)s [--fast | --full] [--out DIR] [--recipe FILE] [flags]",
+        description=QUICKSTART,
+    )
+    recipe = load_recipe(quickstart.QuickstartRecipe, None, argv, presets=presets, parser=parser)
+    return quickstart.run_quickstart(recipe)
 
 
 def _score(argv: list[str]) -> int:
@@ -131,7 +139,12 @@ def _score(argv: list[str]) -> int:
     from promedical.rubric import RewardSpec
     from promedical.scoring import as_json, as_text, score_rows
 
-    parser = recipe_parser(RewardSpec, prog="promedical score", description=SCORE)
+    parser = recipe_parser(
+        RewardSpec,
+        prog="promedical score",
+        usage="%(prog)s FILE [--json] [flags]",
+        description=SCORE,
+    )
     parser.add_argument("rows", metavar="FILE", help="JSON lines, or a dataset folder")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     spec = load_recipe(RewardSpec, None, argv, parser=parser)

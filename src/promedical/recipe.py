@@ -2,9 +2,10 @@
 
 A recipe is any frozen dataclass whose fields have plain types (str, int, float, bool, Literal,
 Path, `X | None`, tuple[X, ...], or another such dataclass, which is a section in YAML and
-`--section.field` as a flag). A flag is the field's name, a YAML key is the field's name, and the
-order is: default, then file, then flag. Nothing is looked up in a registry and nothing unknown is
-ignored. A flag's help is the field's line in the class docstring's "Args:".
+`--section.field` as a flag; a field of another type, such as a function, is no setting). A flag is
+the field's name, a YAML key is the field's name, and the order is: default, preset, file, flag. A
+preset is a named set of values, chosen by a flag of that name. Nothing is looked up in a registry
+and nothing unknown is ignored. A flag's help is the field's line in the docstring's "Args:".
 
 Left to others: what a recipe means (its class, which checks ranges in `__post_init__`), and its
 hash (`promedical.provenance`).
@@ -45,45 +46,77 @@ def load_recipe(
     path: str | Path | None,
     argv: Sequence[str] = (),
     *,
+    presets: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
     parser: argparse.ArgumentParser | None = None,
 ) -> T:
-    """Build a recipe from its defaults, then a YAML file, then command-line flags.
+    """Build a recipe from its defaults, then a preset, a YAML file, and command-line flags.
 
     Args:
         cls: a frozen dataclass.
         path: a YAML file, or None; `--recipe FILE` in argv wins over it.
         argv: flags, without the program's name.
+        presets: name → settings, nested as in YAML; `--NAME` chooses one.
         parser: what `recipe_parser` made, to show another usage line or description.
 
     Raises:
         RecipeError: a file that is missing or no YAML mapping, an unknown key or flag (the nearest
             known one is named), a value of the wrong type, or one that the class refuses.
     """
-    parser = recipe_parser(cls) if parser is None else parser
+    parser = recipe_parser(cls, presets=presets) if parser is None else parser
     namespace, extra = parser.parse_known_args(list(argv))
     if extra:
         raise RecipeError(_unknown_flag(extra[0], parser))
     path = getattr(namespace, "recipe", None) or path
-    values = {} if path is None else read_recipe_file(cls, path)
+    values: dict[str, Any] = {}
+    chosen = getattr(namespace, _PRESET, None)
+    if chosen is not None:
+        _overlay(values, _check_section(cls, presets[chosen], f"--{chosen}", prefix=""))
+    if path is not None:
+        _overlay(values, read_recipe_file(cls, path))
     _overlay(values, set_flags(cls, namespace))
     return _build(cls, values, "flags" if path is None else str(path))
 
 
 def recipe_parser(
-    cls: type[Any], *, prog: str | None = None, description: str | None = None
+    cls: type[Any],
+    *,
+    presets: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
+    prog: str | None = None,
+    usage: str = "%(prog)s [--recipe FILE] [flags]",
+    description: str | None = None,
 ) -> argparse.ArgumentParser:
-    """A parser with `--recipe FILE` and one flag for each field of a recipe."""
+    """A parser with `--recipe FILE`, a flag for each preset and one for each field of a recipe."""
     parser = _Parser(
         prog=prog,
+        usage=usage,  # argparse's own would list dozens of flags
         description=description,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
     )
+    choice = parser.add_mutually_exclusive_group() if presets else parser
+    for name, settings in presets.items():
+        choice.add_argument(
+            f"--{name}",
+            dest=_PRESET,
+            action="store_const",
+            const=name,
+            help=", ".join(_flat(settings)).replace("%", "%%"),
+        )
     parser.add_argument(
         "--recipe", metavar="FILE", help="YAML file with any of the settings below; flags win"
     )
-    _add_flags(parser, cls, prefix="")
+    _add_flags(parser.add_argument_group("settings"), parser, cls, prefix="")
     return parser
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    flat: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat += _flat(value, f"{prefix}{name}.")
+        else:
+            flat.append(f"{prefix}{name}={value}")
+    return flat
 
 
 def set_flags(cls: type[Any], namespace: argparse.Namespace) -> dict[str, Any]:
@@ -141,6 +174,20 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_PRESET = "chosen preset"  # no field's name, so no flag's
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help that shows one spelling of a flag, --two-words, where --two_words works as well."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = [o for o in action.option_strings if "_" not in o or "." in o]
+        flags = list(dict.fromkeys(o.replace("_", "-") for o in shown))
+        if not flags or action.nargs == 0:
+            return ", ".join(flags) or super()._format_action_invocation(action)
+        return f"{', '.join(flags)} {self._format_args(action, str(action.metavar))}"
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse that raises instead of ending the process."""
 
@@ -180,7 +227,14 @@ def _overlay(values: dict[str, Any], over: Mapping[str, Any]) -> None:
 def _fields(cls: type[Any]) -> dict[str, Any]:
     """Field name → type, in order."""
     hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if _is_setting(hints[f.name])}
+
+
+def _is_setting(hint: Any) -> bool:
+    base, _ = _without_none(hint)
+    if typing.get_origin(base) is tuple:
+        base = typing.get_args(base)[0]
+    return base in _NAMES or typing.get_origin(base) is Literal or dataclasses.is_dataclass(base)
 
 
 def _hint_of(cls: type[Any], dotted: str) -> Any:
@@ -313,12 +367,15 @@ def _unknown_flag(found: str, parser: argparse.ArgumentParser) -> str:
     return f"{found.split('=')[0]}: unknown flag, {_nearest(found.split('=')[0], known)}"
 
 
-def _add_flags(parser: argparse.ArgumentParser, cls: type[Any], prefix: str) -> None:
+def _add_flags(
+    group: argparse._ArgumentGroup, parser: argparse.ArgumentParser, cls: type[Any], prefix: str
+) -> None:
     helps = _field_lines(cls)
     defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+    sections = []
     for name, hint in _fields(cls).items():
         if dataclasses.is_dataclass(hint):
-            _add_flags(parser, typing.cast(Any, hint), f"{prefix}{name}.")
+            sections.append((name, typing.cast(Any, hint)))
             continue
         base, _ = _without_none(hint)
         default = defaults[name]
@@ -335,7 +392,10 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type[Any], prefix: str) -> 
                 options["nargs"] = "*"
         # A hyphen is what fingers type; the field's own name works as well.
         spellings = dict.fromkeys([flag.replace("_", "-"), flag])
-        parser.add_argument(*spellings, **options)
+        group.add_argument(*spellings, **options)
+    for name, section in sections:
+        title = f"{prefix}{name}" + (f": {helps[name].rstrip('.')}" if name in helps else "")
+        _add_flags(parser.add_argument_group(title), parser, section, f"{prefix}{name}.")
 
 
 def _metavar(hint: Any) -> str:
