@@ -105,7 +105,7 @@ def training(rng: np.random.Generator, steps: int, start: float, end: float) -> 
         }
         for i in range(steps)
     ]
-    counts = {"trees": 380, "rows": 380, "unique_tokens": 94_000, "separate_tokens": 371_000}
+    counts = {"trees": 380, "rows": 380, "unique_tokens": 94_000, "labels_unknown": 1_204}
     return {"history": history, "counts": counts, "seconds": 4.1 * steps}
 
 
@@ -151,7 +151,7 @@ def grpo(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def before_after(rng: np.random.Generator) -> dict[str, Any]:
+def answers(rng: np.random.Generator) -> dict[str, Any]:
     """Means of made-up answers with real intervals."""
     n = 49
     bootstrap, where = Bootstrap(n), np.arange(n)
@@ -169,50 +169,57 @@ def before_after(rng: np.random.Generator) -> dict[str, Any]:
     statistics = {
         who: {k: mean(v, where, n, "answers") for k, v in of.items()} for who, of in values.items()
     }
-    found: dict[str, Any] = {
-        who: {k: bootstrap.figure(s).to_json() for k, s in of.items()}
-        for who, of in statistics.items()
+    metrics = {
+        key: {
+            **{who: bootstrap.figure(statistics[who][key]).to_json() for who in statistics},
+            "difference": bootstrap.difference(
+                statistics["tuned"][key], statistics["base"][key]
+            ).to_json(),
+        }
+        for key in statistics["base"]
     }
-    found["difference"] = {
-        k: bootstrap.difference(statistics["tuned"][k], statistics["base"][k]).to_json()
-        for k in statistics["base"]
+    return {
+        "answers": {
+            who: [{"text": "", "reward": float(v)} for v in of["reward"]]
+            for who, of in values.items()
+        },
+        "cut": {"base": 31, "tuned": 28},
+        "compared": {"ungraded": 0, "metrics": metrics},
+        "order": {"pairs": 46, "disagree": 1},
     }
-    found["rewards"] = {who: [round(float(v), 4) for v in values[who]["reward"]] for who in values}
-    found["order"] = {"pairs": 46, "disagree": 1}
-    return found
 
 
 def examples() -> list[dict[str, Any]]:
     """Answers whose text tries to be markup, and every kind of verdict."""
     found = []
     for i in range(5):
-        answers = []
-        for model in ("base", "tuned"):
-            verdicts = [
-                {
-                    "id": c.id,
-                    "criterion": c.text if i else f"{c.text} <b>bold</b>",
-                    "tier": c.tier.value,
-                    "kind": None if c.kind is None else c.kind.value,
-                    "verdict": list(Verdict)[(i + k + (model == "tuned")) % (3 if i else 4)].value,
-                    "probability": round(0.1 + 0.13 * k, 2),
-                }
-                for k, c in enumerate(rubric().criteria)
-            ]
-            answers.append(
-                {
-                    "model": model,
-                    "text": "Made-up answer, no medical advice. " * (2 + 3 * i)
-                    + ("<script>alert('answer')</script> & more" if i == 0 else ""),
-                    "cut": i == 2,
-                    "s1": 0.5,
-                    "s2": 1,
-                    "s3": 1 if i % 2 else 0,
-                    "reward": None if i == 0 else (-0.95 if i % 2 else 0.55),
-                    "verdicts": verdicts,
-                }
-            )
-        found.append({"id": f"b{i}", "question": f"Made-up question {i}?", "answers": answers})
+        criteria = [
+            {
+                "id": c.id,
+                "tier": c.tier.value,
+                "text": c.text if i else f"{c.text} <b>bold</b>",
+                "kind": None if c.kind is None else c.kind.value,
+            }
+            for c in rubric().criteria
+        ]
+        example: dict[str, Any] = {"question": f"Made-up question {i}?", "criteria": criteria}
+        for turn, who in enumerate(("base", "tuned")):
+            ids = [c["id"] for c in criteria]
+            example[who] = {
+                "text": "Made-up answer, no medical advice. " * (2 + 3 * i)
+                + ("<script>alert('answer')</script> & more" if i == 0 else ""),
+                "cut": i == 2,
+                "s1": 0.5,
+                "s2": 1,
+                "s3": i % 2,
+                "reward": None if i == 0 else 0.55 - 1.5 * (i % 2),
+                "verdicts": {
+                    key: list(Verdict)[(i + k + turn) % (3 if i else 4)].value
+                    for k, key in enumerate(ids)
+                },
+                "probabilities": {key: round(0.1 + 0.13 * k, 2) for k, key in enumerate(ids)},
+            }
+        found.append(example)
     return found
 
 
@@ -226,49 +233,48 @@ def results() -> dict[str, Any]:
     splits = [bench, calibration, labelled]
     graders = {name: grader(name, splits, rng) for name in names}
     stages = (
-        ("Data", 4, 3.2, None, None),
-        ("Reward model", 210, 214.8, 36_000, 36_400),
-        ("Scalar baseline", 210, 190.2, 36_000, 33_100),
-        ("Grading the bench", 300, 241.0, 140_000, 128_000),
-        ("GRPO", 180, 171.3, None, 9_100),
-        ("Answers before and after", 180, 150.9, 24_000, 21_800),
+        ("data", "Data and controlled degradation", 30, 22.4, None, None),
+        ("train", "Reward model and scalar baseline", 420, 405.0, 72_000, 69_500),
+        ("bench", "Calibration and bench", 300, 241.0, 140_000, 128_000),
+        ("grpo", "GRPO", 180, 171.3, None, 9_100),
+        ("answers", "Answers before and after", 240, 150.9, 24_000, 21_800),
     )
+    table = evaluate(bench, calibration, graders, resamples=400)
+    table["physicians"] = physicians(labelled, calibration, graders, resamples=400)
+    table["calibration"] = {
+        "measured": {
+            "reward_veto_recall": 0.31,
+            "reward_clean_flagged": 0.04,
+            "veto_violated": 52,
+        }
+    }
+    table["failed_judgments"] = 0
     return {
         "made_up": "for tests only: no model ran, no figure here means anything",
         "mode": "default",
-        "reward_model": "SmolLM2-135M-Instruct",
-        "policy": "SmolLM2-135M-Instruct",
+        "model": "SmolLM2-135M-Instruct",
         "reward_spec": {"alpha": 0.05, "beta": 0.2, "lam": 1.5, "ablation": None},
         "stages": [
             {
                 "name": name,
-                "status": "reused" if name == "Data" else "done",
-                "planned_s": planned_s,
-                "actual_s": actual_s,
+                "title": title,
+                "planned_seconds": planned_s,
+                "seconds": actual_s,
                 "planned_tokens": planned,
-                "actual_tokens": actual,
+                "tokens": actual,
             }
-            for name, planned_s, actual_s, planned, actual in stages
+            for name, title, planned_s, actual_s, planned, actual in stages
         ],
-        "bench": evaluate(bench, calibration, graders, resamples=400),
-        "physicians": physicians(labelled, calibration, graders, resamples=400),
-        "training": {
+        "data": {"dropped": {"merged_statements": 3, "tied_votes": 2}, "splits": {}},
+        "train": {
             "explicit": training(rng, 48, 1.42, 0.8),
             "scalar": training(rng, 48, 0.7, 0.55),
         },
-        "calibration": {
-            "reward_veto_recall": 0.31,
-            "reward_clean_flagged": 0.04,
-            "veto_violated": 52,
-        },
+        "bench": table,
         "grpo": grpo(rng),
-        "before_after": before_after(rng),
+        "answers": answers(rng),
         "examples": examples(),
-        "dropped": [
-            {"stage": "Data", "what": "labels that the construction leaves unknown", "count": 1204},
-            {"stage": "Reward model", "what": "criteria over the budget of 8 a tree", "count": 311},
-            {"stage": "Bench", "what": "pairs whose gold verdicts tie", "count": 17},
-        ],
+        "peak_memory_gb": 3.4,
         "provenance": {
             "command": ["promedical", "quickstart"],
             "inputs": {},

@@ -272,13 +272,16 @@ def dots(rows: Sequence[tuple[str, Sequence[float], Dot]], *, title: str, x_labe
 class _Scale:
     """Maps data to pixels, linearly."""
 
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+    def __init__(
+        self, low: float, high: float, start: float, end: float, ticks: Sequence[float] = ()
+    ) -> None:
         self.low, self.high, self.start, self.end = low, high, start, end
+        self.ticks = ticks
 
     @classmethod
     def nice(cls, low: float, high: float, start: float, end: float, *, count: int) -> _Scale:
         ticks = _ticks(low, high, count)
-        return cls(min(low, ticks[0]), max(high, ticks[-1]), start, end)
+        return cls(min(low, ticks[0]), max(high, ticks[-1]), start, end, ticks)
 
     def __call__(self, value: float) -> float:
         span = (self.high - self.low) or 1.0
@@ -299,7 +302,7 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
 
 def _y_axis(y: _Scale, label: str = "") -> str:
     parts = []
-    ticks = [t for t in _ticks(y.low, y.high, 4) if y.low - 1e-9 <= t <= y.high + 1e-9]
+    ticks = y.ticks or _ticks(y.low, y.high, 4)
     for tick in ticks:
         at = y(tick)
         parts.append(

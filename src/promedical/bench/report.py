@@ -5,26 +5,28 @@ through Jinja's autoescaping and are shown as text. A section whose part of the 
 says "not run". Tables are made in `tables`, plots in `plots`, sentences in
 `story`; what a figure means is in `metrics`.
 
-Layout of `results`, a plain JSON dict; every key may be missing:
+Layout of `results`, a plain JSON dict that `promedical.quickstart.collect` fills; any key may be
+missing, and more keys do no harm:
 
-    mode             "default", "fast" or "full"
-    reward_model, policy      names of the models
-    reward_spec      α, β, λ and ablation: {"alpha", "beta", "lam", "ablation"}
-    stages           [{"name", "status": "done" | "reused" | "skipped", "planned_s", "actual_s",
-                     "planned_tokens", "actual_tokens"}], numbers may be null
-    bench            what `promedical.bench.evaluate.evaluate` returns
-    physicians       what `promedical.bench.evaluate.physicians` returns
-    training         {"explicit" | "scalar": asdict(TrainResult)}; "history" is used
-    calibration      `Calibration.measured`
+    mode, model      "default", "fast" or "full"; name of the model
+    stages           [{"name", "title", "seconds", "planned_seconds", "tokens", "planned_tokens",
+                     "note"}], numbers may be null
+    data             {"dropped": {reason: count}, "splits": {split: {"counts": {what: count}}}}
+    train            {"explicit" | "scalar": asdict(TrainResult)}
+    bench            what `promedical.bench.evaluate.evaluate` returns, and
+                     {"physicians": what `physicians` returns, "calibration": Calibration.to_json(),
+                     "failed_judgments", "tokens"}
     grpo             asdict(GrpoResult) without its paths; "history" is [asdict(GrpoStep)]
-    before_after     {"base" | "tuned": {"reward" | "s1" | "s2" | "s3" | "veto_rate": figure},
-                     "difference": {the same: difference, tuned − base},
-                     "rewards": {"base" | "tuned": [reward of each answer, null if it has none]},
-                     "order": {"pairs", "disagree"}: where reward and `compare` differ}
-    examples         [{"id", "question", "answers": [{"model", "text", "cut", "s1", "s2", "s3",
-                     "reward", "verdicts": [{"criterion", "tier", "kind", "verdict",
-                     "probability"}]}]}]
-    dropped          [{"stage", "what", "count"}]
+    reward_spec      {"alpha", "beta", "lam", "ablation"}
+    answers          {"answers": {"base" | "tuned": [{"instruction_id", "text", "reward", …}]},
+                     "cut": {"base" | "tuned": count}, "compared": {"ungraded": count, "metrics":
+                     {"reward" | "s1" | "s2" | "s3" | "veto_rate" | "tokens":
+                     {"base": figure, "tuned": figure, "difference": difference}}},
+                     "order": {"pairs", "disagree"}}, where reward and `compare` differ
+    examples         [{"question", "criteria": [{"id", "tier", "text", "kind"}], "base", "tuned"}],
+                     an answer being {"text", "cut", "s1", "s2", "s3", "reward",
+                     "verdicts": {id: verdict}, "probabilities": {id: probability}}
+    peak_memory_gb   of the run
     provenance       what `promedical.provenance.provenance` returns
 
 A figure is `Figure.to_json()`, a difference `Difference.to_json()` of `promedical.bench.intervals`.
@@ -103,7 +105,7 @@ def view(results: Json) -> dict[str, Any]:
     parts = {
         "subtitle": _subtitle,
         "tiles": tiles,
-        "story": story,
+        "story": lambda r: [text.replace(" %", "\u00a0%") for text in story(r)],
         "stages": lambda r: run_tables.stages_table(r["stages"]) if r.get("stages") else None,
         "bench": lambda r: tables.bench_tables(r["bench"]) if r.get("bench") else None,
         "gold": _gold,
@@ -116,7 +118,7 @@ def view(results: Json) -> dict[str, Any]:
         "grpo": _grpo,
         "before_after": _before_after,
         "examples": _examples,
-        "dropped": lambda r: run_tables.dropped_table(r["dropped"]) if r.get("dropped") else None,
+        "dropped": run_tables.dropped_table,
         "provenance": _provenance,
     }
     shown: dict[str, Any] = {}
@@ -137,7 +139,7 @@ def view(results: Json) -> dict[str, Any]:
 def _subtitle(results: Json) -> list[str]:
     mode = {"fast": "Fast run", "full": "Full run"}.get(str(results.get("mode")), "Default run")
     date = (results.get("provenance") or {}).get("date")
-    model = results.get("reward_model")
+    model = results.get("model")
     return [str(part) for part in (mode, model, date) if part]
 
 
@@ -213,7 +215,7 @@ def _reliability_plots(results: Json) -> list[tuple[str, str, Markup]]:
 
 
 def _physicians(results: Json) -> dict[str, Any] | None:
-    part = results.get("physicians")
+    part = (results.get("bench") or {}).get("physicians")
     if not part:
         return None
     return {
@@ -227,7 +229,7 @@ def _training_plot(results: Json) -> Markup | None:
     series = []
     names = (("explicit", "explicit criteria", 0), ("scalar", "scalar baseline", 1))
     for key, name, colour in names:
-        history = ((results.get("training") or {}).get(key) or {}).get("history") or []
+        history = ((results.get("train") or {}).get(key) or {}).get("history") or []
         points = tuple((float(h["step"]), h.get("loss")) for h in history)
         if points:
             series.append(Series(name, points, colour, smooth=True))
@@ -235,7 +237,8 @@ def _training_plot(results: Json) -> Markup | None:
 
 
 def _operating_point(results: Json) -> str:
-    measured: Json = results.get("calibration") or {}
+    calibration: Json = (results.get("bench") or {}).get("calibration") or {}
+    measured: Json = calibration.get("measured") or {}
     recall = measured.get("reward_veto_recall")
     if recall is None:
         return ""
@@ -259,6 +262,9 @@ def _grpo(results: Json) -> dict[str, Any] | None:
 
     def of(key: str) -> tuple[tuple[float, float | None], ...]:
         return tuple((float(h["step"]), (h.get("reward") or {}).get(key)) for h in history)
+
+    def own(key: str) -> tuple[tuple[float, float | None], ...]:
+        return tuple((float(h["step"]), h.get(key)) for h in history)
 
     spec: Json = results.get("reward_spec") or {}
     figures = [
@@ -297,6 +303,23 @@ def _grpo(results: Json) -> dict[str, Any] | None:
                 y_range=(0, 1),
             ),
         ),
+        (
+            "KL to the starting policy",
+            "TRL's estimate; the penalty holds it down",
+            plots.lines(
+                [Series("KL", own("kl"), 2)], title="GRPO: KL", height=180, y_range=(0, 0.001)
+            ),
+        ),
+        (
+            "Answers cut at the limit",
+            "share of the sampled answers; they are graded as cut",
+            plots.lines(
+                [Series("cut", own("cut"), 3)],
+                title="GRPO: share of answers cut at the limit of tokens",
+                height=180,
+                y_range=(0, 1),
+            ),
+        ),
     ]
     failed = sum((h.get("reward") or {}).get("failed") or 0 for h in history)
     answers = sum((h.get("reward") or {}).get("answers") or 0 for h in history)
@@ -320,17 +343,17 @@ def _grpo(results: Json) -> dict[str, Any] | None:
 
 
 def _before_after(results: Json) -> dict[str, Any] | None:
-    part = results.get("before_after")
-    if not part:
+    part: Json = results.get("answers") or {}
+    compared: Json = part.get("compared") or {}
+    if not compared:
         return None
-    rewards: Json = part.get("rewards") or {}
     rows = []
     for who in ("base", "tuned"):
-        values = [float(v) for v in rewards.get(who) or () if v is not None]
+        given = (part.get("answers") or {}).get(who) or ()
+        values = [float(a["reward"]) for a in given if a.get("reward") is not None]
+        mean = ((compared["metrics"].get("reward")) or {}).get(who)
         if values:
-            rows.append(
-                (who.capitalize(), values, _dot("mean", (part.get(who) or {}).get("reward")))
-            )
+            rows.append((who.capitalize(), values, _dot("mean", mean)))
     order: Json = part.get("order") or {}
     said = ""
     if order.get("pairs"):
@@ -343,7 +366,7 @@ def _before_after(results: Json) -> dict[str, Any] | None:
         if rows
         else None
     )
-    return {"table": run_tables.before_after_table(part), "plot": plot, "order": said}
+    return {"table": run_tables.before_after_table(compared), "plot": plot, "order": said}
 
 
 # --- examples and provenance ---------------------------------------------------------------------
@@ -352,21 +375,29 @@ def _before_after(results: Json) -> dict[str, Any] | None:
 def _examples(results: Json) -> list[dict[str, Any]]:
     return [
         {
-            "id": str(example.get("id", "")),
             "question": str(example["question"]),
-            "answers": [_answer(answer) for answer in example["answers"]],
+            "answers": [
+                _answer(who, example[who], example["criteria"])
+                for who in ("base", "tuned")
+                if example.get(who)
+            ],
         }
         for example in (results.get("examples") or ())[:EXAMPLES_SHOWN]
     ]
 
 
-def _answer(answer: Json) -> dict[str, Any]:
-    given: Sequence[Json] = answer.get("verdicts") or ()
+def _answer(who: str, answer: Json, criteria: Sequence[Json]) -> dict[str, Any]:
+    verdicts: Json = answer.get("verdicts") or {}
+    probabilities: Json = answer.get("probabilities") or {}
     groups = []
     for tier, label in TIERS:
-        verdicts = [_verdict(v, Tier(tier)) for v in given if v["tier"] == tier]
-        if verdicts:
-            groups.append({"label": label, "verdicts": verdicts})
+        judged = [
+            _verdict(c, verdicts[c["id"]], probabilities.get(c["id"]))
+            for c in criteria
+            if c["tier"] == tier and c["id"] in verdicts
+        ]
+        if judged:
+            groups.append({"label": label, "verdicts": judged})
     scores = [
         f"{name} {form(answer[key])}"
         for name, key, form in (("S1", "s1", decimal), ("S2", "s2", str), ("S3", "s3", str))
@@ -374,7 +405,7 @@ def _answer(answer: Json) -> dict[str, Any]:
     ]
     reward = answer.get("reward")
     return {
-        "model": str(answer.get("model", "")),
+        "model": who,
         "text": str(answer["text"]),
         "cut": bool(answer.get("cut")),
         "scores": " · ".join(scores),
@@ -383,19 +414,18 @@ def _answer(answer: Json) -> dict[str, Any]:
     }
 
 
-def _verdict(given: Json, tier: Tier) -> dict[str, str]:
-    verdict = Verdict(given["verdict"])
-    label = verdict.label(tier)
-    kind = given.get("kind")
-    p = given.get("probability")
-    of = "violation" if tier is Tier.VETO else "true"
+def _verdict(criterion: Json, given: str, probability: float | None) -> dict[str, str]:
+    tier = Tier(criterion["tier"])
+    label = Verdict(given).label(tier)
+    kind = criterion.get("kind")
+    of = "of a violation" if tier is Tier.VETO else "that it is met"
     look = {"met": "good", "not violated": "good", "not met": "miss", "violated": "bad"}
     return {
-        "criterion": str(given["criterion"]),
+        "criterion": str(criterion["text"]),
         "label": label,
         "look": look.get(label, "open"),
         "kind": VetoKind(kind).value.replace("_", " ") if kind else "",
-        "probability": "" if p is None else f"{of}: {100 * p:.0f} %",
+        "probability": "" if probability is None else f"probability {of} {100 * probability:.0f} %",
     }
 
 
@@ -421,5 +451,7 @@ def _provenance(results: Json) -> list[tuple[str, str]]:
         ),
         ("Wall time", duration(part.get("wall_time_s"))),
     ]
+    if results.get("peak_memory_gb") is not None:
+        rows.append(("Peak memory", f"{results['peak_memory_gb']:.1f} GB"))
     inputs: Json = part.get("inputs") or {}
     return rows + [(f"Input {name}", f"SHA-256 {digest}") for name, digest in inputs.items()]

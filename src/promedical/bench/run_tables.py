@@ -12,6 +12,7 @@ from typing import Any
 from promedical.bench import paper
 from promedical.bench.tables import (
     NONE,
+    TIERS,
     Cell,
     Column,
     Row,
@@ -30,7 +31,7 @@ __all__ = ["before_after_table", "dropped_table", "paper_tables", "stages_table"
 Json = Mapping[str, Any]
 
 
-def before_after_table(before_after: Json) -> Table:
+def before_after_table(compared: Json) -> Table:
     """S1, S2, violations and reward of the base and the tuned policy."""
     names = (
         ("reward", "Reward"),
@@ -38,16 +39,19 @@ def before_after_table(before_after: Json) -> Table:
         ("s2", "S2, excellence met"),
         ("s3", "S3, violations"),
         ("veto_rate", "Answers with a violation"),
+        ("tokens", "Length, tokens"),
     )
     # Of violations, fewer is better: the outcome's word follows the sign of what is good.
     rows = []
     for key, label in names:
-        base, tuned = at(before_after, "base", key), at(before_after, "tuned", key)
+        base, tuned = at(compared, "metrics", key, "base"), at(compared, "metrics", key, "tuned")
         if base is None and tuned is None:
             continue
-        cell = difference_cell(at(before_after, "difference", key), decimal)
+        cell = difference_cell(at(compared, "metrics", key, "difference"), decimal)
         if key in ("s3", "veto_rate"):
             cell = _flipped(cell)
+        elif key == "tokens":
+            cell = _neutral(cell)
         rows.append(Row(label, (figure_cell(base, decimal), figure_cell(tuned, decimal), cell)))
     return make_table(
         "Before and after GRPO",
@@ -64,28 +68,29 @@ def _flipped(cell: Cell) -> Cell:
     return cell if other is None else Cell(other, cell.detail, cell.n, other)
 
 
+def _neutral(cell: Cell) -> Cell:
+    word = {"better": "longer", "worse": "shorter"}.get(cell.mark, cell.text)
+    return Cell(word, cell.detail, cell.n, cell.mark if cell.mark == "none" else "same")
+
+
 def stages_table(stages: Sequence[Json]) -> Table:
     """Plan and actual, time and tokens, of every stage."""
-    rows = []
-    for stage in stages:
-        status = str(stage.get("status") or "done")
-        tokens = (stage.get("planned_tokens"), stage.get("actual_tokens"))
-        cells = (
-            Cell(duration(stage.get("planned_s"))),
-            Cell(duration(stage.get("actual_s")), "" if status == "done" else status),
-            Cell(_count(tokens[0])),
-            Cell(_count(tokens[1])),
+    keys = ("planned_seconds", "seconds", "planned_tokens", "tokens")
+    forms = (duration, duration, _count, _count)
+    rows = [
+        Row(
+            str(stage.get("title") or stage["name"]),
+            tuple(
+                Cell(form(stage.get(key)), str(stage.get("note") or "") if key == "seconds" else "")
+                for key, form in zip(keys, forms, strict=True)
+            ),
         )
-        rows.append(Row(str(stage["name"]), cells))
-    total = [
-        sum(float(s.get(key) or 0) for s in stages)
-        for key in ("planned_s", "actual_s", "planned_tokens", "actual_tokens")
+        for stage in stages
     ]
-    cells = (
-        Cell(duration(total[0])),
-        Cell(duration(total[1])),
-        Cell(_count(total[2])),
-        Cell(_count(total[3])),
+    together = [[s[key] for s in stages if s.get(key) is not None] for key in keys]
+    cells = tuple(
+        Cell(form(sum(values) if values else None))
+        for values, form in zip(together, forms, strict=True)
     )
     rows.append(Row("Together", cells, strong=True))
     columns = [
@@ -97,16 +102,91 @@ def stages_table(stages: Sequence[Json]) -> Table:
     return make_table("Time and tokens by stage", "", "Stage", columns, rows)
 
 
-def dropped_table(dropped: Sequence[Json]) -> Table:
-    """What was left out, why, and how many."""
-    rows = [
-        Row(str(d.get("stage", "")), (Cell(str(d.get("what", ""))), Cell(_count(d.get("count")))))
-        for d in dropped
-    ]
-    caption = "Nothing is dropped silently; this is all that was."
-    return make_table(
-        "What was left out, and why", caption, "Stage", [Column("What"), Column("Count")], rows
-    )
+# Where the results count what was left out: stage, path, what it was.
+LEFT_OUT = (
+    ("Data", ("data", "dropped", "empty_statements"), "statements without text"),
+    ("Data", ("data", "dropped", "merged_statements"), "statements that repeat another"),
+    ("Data", ("data", "dropped", "without_must_have"), "questions without a must-have statement"),
+    (
+        "Data",
+        ("data", "dropped", "questions_near_duplicate"),
+        "training questions too close to one of the bench",
+    ),
+    ("Data", ("data", "dropped", "tied_votes"), "physicians’ labels without a majority"),
+    (
+        "Training",
+        ("train", "explicit", "counts", "labels_unknown"),
+        "labels that the construction leaves unknown",
+    ),
+    (
+        "Training",
+        ("train", "explicit", "counts", "criteria_unknown_everywhere"),
+        "criteria unknown in every answer to a question",
+    ),
+    (
+        "Training",
+        ("train", "explicit", "counts", "overall_no_known_proficiency"),
+        "pairs without a proficiency criterion known in both",
+    ),
+    ("Training", ("train", "explicit", "counts", "overall_tie"), "pairs whose labels tie"),
+    (
+        "Training",
+        ("train", "explicit", "counts", "overall_unresolved"),
+        "pairs whose labels leave the preference open",
+    ),
+    (
+        "Training",
+        ("train", "explicit", "counts", "instructions_without_units"),
+        "questions that make no instance",
+    ),
+    (
+        "Training",
+        ("train", "explicit", "counts", "pruned_leaves"),
+        "leaves that no loss term uses",
+    ),
+    (
+        "Training",
+        ("train", "explicit", "counts", "pruned_responses"),
+        "answers that no loss term uses",
+    ),
+    *(
+        (
+            "Bench",
+            ("bench", "gold", "bench", "verdicts", tier, "unknown"),
+            f"{label} labels unknown",
+        )
+        for tier, label in TIERS
+    ),
+    ("Bench", ("bench", "gold", "overall_pairs", "gold_tie"), "pairs whose labels tie"),
+    (
+        "Bench",
+        ("bench", "gold", "overall_pairs", "gold_unresolved"),
+        "pairs whose labels leave the preference open",
+    ),
+    (
+        "Bench",
+        ("bench", "gold", "overall_pairs", "no_known_proficiency"),
+        "pairs without a proficiency criterion known in both",
+    ),
+    ("Bench", ("bench", "failed_judgments"), "judgments that failed"),
+    ("Answers", ("answers", "compared", "ungraded"), "questions with an answer not graded"),
+    ("Answers", ("answers", "cut", "base"), "base answers cut at the limit, graded as cut"),
+    ("Answers", ("answers", "cut", "tuned"), "tuned answers cut at the limit, graded as cut"),
+)
+
+
+def dropped_table(results: Json) -> Table | None:
+    """What was left out, why, and how many; None if the results count nothing."""
+    rows = []
+    for stage, path, what in LEFT_OUT:
+        count = at(results, *path)
+        if count is not None:
+            rows.append(Row(stage, (Cell(what), Cell(_count(count)))))
+    if not rows:
+        return None
+    columns = [Column("What"), Column("Count")]
+    caption = "Nothing is dropped silently: everything that was left out or cut, and how often."
+    return make_table("What was left out, and why", caption, "Stage", columns, rows)
 
 
 def paper_tables() -> tuple[Table, Table]:
@@ -142,5 +222,5 @@ def paper_tables() -> tuple[Table, Table]:
     )
 
 
-def _count(value: int | float | None) -> str:
+def _count(value: float | None) -> str:
     return NONE if value is None else f"{round(value):,}".replace(",", "\u202f")

@@ -6,6 +6,7 @@ be told apart too. The layout of `results` is that of `promedical.bench.report`.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -143,7 +144,7 @@ def _bench_story(results: Json) -> list[str]:
 
 
 def _physicians_story(results: Json) -> list[str]:
-    part: Json = results.get("physicians") or {}
+    part: Json = (results.get("bench") or {}).get("physicians") or {}
     graders: Json = part.get("graders") or {}
     figure = ((graders.get(reference_grader(results)) or {}).get("all") or {}).get("auroc") or {}
     if figure.get("value") is None:
@@ -165,13 +166,14 @@ def _physicians_story(results: Json) -> list[str]:
 
 
 def _policy_story(results: Json) -> list[str]:
-    part: Json = results.get("before_after") or {}
-    base, tuned = ((part.get(who) or {}).get("reward") or {} for who in ("base", "tuned"))
+    metrics: Json = ((results.get("answers") or {}).get("compared") or {}).get("metrics") or {}
+    reward: Json = metrics.get("reward") or {}
+    base, tuned = (reward.get(who) or {} for who in ("base", "tuned"))
     if base.get("value") is None or tuned.get("value") is None:
         return []
     steps = (results.get("grpo") or {}).get("done_steps")
     after = f"After {steps} steps of GRPO" if steps else "After GRPO"
-    cell = tables.difference_cell((part.get("difference") or {}).get("reward"), decimal)
+    cell = tables.difference_cell(reward.get("difference"), decimal)
     return [
         f"{after} the policy's mean reward goes from {decimal(base['value'])} to "
         f"{decimal(tuned['value'])}, graded by the reward it was trained on "
@@ -194,7 +196,8 @@ def headline(results: Json) -> list[str]:
         cells = [_short(_figure(results, grader, *path), per_cent) for grader in columns]
         if any(c != "—" for c in cells):
             rows.append((name, cells))
-    graders = (results.get("physicians") or {}).get("graders") or {}
+    physicians: Json = (results.get("bench") or {}).get("physicians") or {}
+    graders: Json = physicians.get("graders") or {}
     labels = [((graders.get(g) or {}).get("all") or {}).get("auroc") for g in columns]
     if any(f and f.get("value") is not None for f in labels):
         rows.append(("Physicians' labels, AUROC", [_short(f, decimal) for f in labels]))
@@ -203,12 +206,13 @@ def headline(results: Json) -> list[str]:
         n = (((results.get("bench") or {}).get("gold") or {}).get("bench") or {}).get(
             "instructions"
         )
-        head = f"{n} questions, % (95 % interval)" if n else "% (95 % interval)"
+        head = f"{n} questions: % (95 % range)" if n else "% (95 % range)"
         out += [
             f"{name:<30}" + "".join(f"{cell:>18}" for cell in cells)
             for name, cells in [(head, titles), *rows]
         ]
-    out += _policy_story(results)
+    for sentence in _policy_story(results):
+        out += textwrap.wrap(sentence, 30 + 18 * len(columns), subsequent_indent="  ")
     out.append("Small n, little training, research use only: no medical device.")
     return out[:10]
 

@@ -201,7 +201,7 @@ def make_table(
     rows: Sequence[Row],
     notes: Sequence[str] = (),
 ) -> Table:
-    """A table; an n that a whole column shares moves into its head."""
+    """A table; an n that a whole column, or else a whole row, shares moves into its head."""
     shared: list[Column] = []
     for i, column in enumerate(columns):
         numbers = {row.cells[i].n for row in rows if row.cells[i].mark != "none"} - {None}
@@ -209,9 +209,11 @@ def make_table(
         shared.append(Column(column.label, column.paper, one, column.unit))
     cleaned = [
         Row(
-            row.label,
+            row.label if (n := _shared_n(row, shared)) is None else f"{row.label} (n = {n})",
             tuple(
-                Cell(c.text, c.detail, None, c.mark) if shared[i].n is not None else c
+                Cell(c.text, c.detail, None, c.mark)
+                if n is not None or shared[i].n is not None
+                else c
                 for i, c in enumerate(row.cells)
             ),
             row.muted,
@@ -220,6 +222,12 @@ def make_table(
         for row in rows
     ]
     return Table(title, caption, head, tuple(shared), tuple(cleaned), tuple(notes))
+
+
+def _shared_n(row: Row, columns: Sequence[Column]) -> int | None:
+    open_cells = [c for c, column in zip(row.cells, columns, strict=True) if column.n is None]
+    numbers = {c.n for c in open_cells if c.mark not in ("none", "paper")}
+    return numbers.pop() if len(open_cells) > 1 and len(numbers) == 1 else None
 
 
 def _reasons(named: Sequence[tuple[str, Json | None]]) -> list[str]:
@@ -464,7 +472,7 @@ def agreement_table(physicians: Json) -> Table | None:
     """Cohen's κ by column, Fleiss' κ, with raw agreement and prevalence beside each."""
     agreement: Json = physicians.get("agreement") or {}
     rows = []
-    for key, scale in (("three_way", "three labels"), ("binary", "entailed or not")):
+    for key, scale in (("three_way", "3 labels"), ("binary", "yes or no")):
         part = agreement.get(key)
         if not part:
             continue
@@ -476,20 +484,21 @@ def agreement_table(physicians: Json) -> Table | None:
                 figure_cell(pair["raw_agreement"]),
                 Cell(shares),
             )
-            rows.append(Row(f"Cohen, columns {a} and {b}, {scale}", cells))
+            rows.append(Row(f"{a} and {b}, {scale}", cells))
         cells = (
             figure_cell(part["fleiss_kappa"], decimal),
             figure_cell(part["raw_agreement"]),
             Cell(_prevalence(part["prevalence"], part["labels"])),
         )
-        rows.append(Row(f"Fleiss, all columns, {scale}", cells, strong=True))
+        rows.append(Row(f"Fleiss, {scale}", cells, strong=True))
     if not rows:
         return None
     return make_table(
         "How far physicians agree",
-        "κ by pair of columns and over all. Where one label dominates, κ is low although raw "
-        "agreement is high; both and the prevalence of “Entailment” stand beside it.",
-        "κ",
+        "Cohen’s κ of every two columns of votes, and Fleiss’ κ over all; on the three labels as "
+        "given, and on entailed or not. Where one label dominates, κ is low although raw agreement "
+        "is high, so raw agreement and the share of “Entailment” stand beside it.",
+        "Columns",
         [
             Column("κ", unit="items"),
             Column("Raw agreement, %", unit="items"),
