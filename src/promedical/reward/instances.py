@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from promedical.bench import metrics
 from promedical.records import GradedInstruction, RecordError
 from promedical.reward.render import Renderer
 from promedical.reward.tree import Tree
-from promedical.rubric import Criterion, Preference, Tier, Verdict, compare, score
+from promedical.rubric import Criterion, Tier, Verdict
 
 __all__ = [
     "OVERALL",
@@ -53,7 +54,7 @@ class Unit:
     @property
     def orientation(self) -> int:
         """o_c: −1 where the sentence is a violation, so that r = o_c·s is larger for the better."""
-        return -1 if self.tier == Tier.VETO.value else 1
+        return 1 if self.tier == OVERALL_TIER else metrics.orientation(Tier(self.tier))
 
 
 @dataclass(frozen=True)
@@ -81,29 +82,15 @@ def overall_pairs(row: GradedInstruction) -> tuple[list[tuple[int, int]], Counte
     """
     if row.rubric is None:
         raise RecordError(f"instruction {row.id!r}: rubric: missing, expected one")
-    pairs: list[tuple[int, int]] = []
-    counts: Counter[str] = Counter()
-    for i, j in itertools.combinations(range(len(row.responses)), 2):
-        a, b = row.responses[i].verdicts, row.responses[j].verdicts
-        known = {
-            c.id
-            for c in row.rubric.criteria
-            if a.get(c.id, Verdict.ABSTAIN).resolved and b.get(c.id, Verdict.ABSTAIN).resolved
-        }
-        rubric = row.rubric.restricted_to(known)
-        if rubric is None:
-            counts["overall_no_known_proficiency"] += 1
-            continue
-        preference = compare(
-            score(rubric, {c: a[c] for c in known}), score(rubric, {c: b[c] for c in known})
-        )
-        if preference is Preference.FIRST:
-            pairs.append((i, j))
-        elif preference is Preference.SECOND:
-            pairs.append((j, i))
-        else:
-            counts[f"overall_{preference.value}"] += 1
-    return pairs, counts
+    gold = metrics.overall_pairs([row])
+    at = {response.id: i for i, response in enumerate(row.responses)}
+    pairs = [(at[w], at[x]) for (_, w), (_, x) in zip(gold.better, gold.worse, strict=True)]
+    counts = Counter(
+        overall_tie=gold.gold_ties,
+        overall_unresolved=gold.gold_unresolved,
+        overall_no_known_proficiency=gold.no_known_proficiency,
+    )
+    return pairs, +counts  # without the zeros
 
 
 def cut_rubric(
