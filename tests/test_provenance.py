@@ -148,7 +148,8 @@ def test_programs_read_as_they_are_typed() -> None:
 def test_an_installed_package_has_no_commit_but_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "project_root", lambda: None)
     found = provenance(seed=1, command=["promedical"])
-    assert found["commit"] is None and found["dirty"] is None
+    assert found["commit"] is None
+    assert found["dirty"] is None
     assert "promedical" in found["versions"]
 
 

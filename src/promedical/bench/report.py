@@ -55,7 +55,7 @@ from promedical.bench.tables import (
 )
 from promedical.rubric import Tier, Verdict, VetoKind
 
-__all__ = ["headline", "render_report", "write_report"]
+__all__ = ["headline", "render_report", "without_texts", "write_report"]
 
 Json = Mapping[str, Any]
 
@@ -98,6 +98,38 @@ def write_report(path: str | Path, results: Json) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render_report(results), encoding="utf-8")
     return path
+
+
+PUBLISHED = (
+    "mode",
+    "model",
+    "reward_spec",
+    "stages",
+    "data",
+    "train",
+    "bench",
+    "grpo",
+    "answers",
+    "peak_memory_gb",
+    "provenance",
+)
+NUMBERS = ("instruction_id", "tokens", "s1", "s2", "s3", "reward")
+
+
+def without_texts(results: Json) -> dict[str, Any]:
+    """The results without any text of patients, physicians or models, to be committed.
+
+    Only the keys of the layout above are kept, and of an answer only its id and numbers.
+    """
+    kept = {key: results[key] for key in PUBLISHED if key in results}
+    if "answers" in kept:
+        given: Json = kept["answers"].get("answers") or {}
+        numbers = {
+            who: [{key: answer[key] for key in NUMBERS if key in answer} for answer in answers]
+            for who, answers in given.items()
+        }
+        kept["answers"] = {**kept["answers"], "answers": numbers}
+    return kept
 
 
 def view(results: Json) -> dict[str, Any]:
