@@ -117,6 +117,7 @@ class Renderer:
             RenderError: a leaf's response does not exist, or the template refuses the roles.
         """
         said = [spoken(text) for text in responses]
+        messages = _without_blank_system(messages)
         contents = [m.content for m in messages]
         x, y, c = self._layout(tuple(m.role for m in messages))
         at_y, at_c = len(contents), len(contents) + 1
@@ -147,6 +148,7 @@ class Renderer:
         return self._with_system([*turns, Message("user", criterion.strip())])
 
     def _with_system(self, turns: Sequence[Message]) -> list[Message]:
+        turns = _without_blank_system(turns)
         if turns[0].role != "system":
             return [Message("system", SYSTEM_PROMPT), *turns]
         theirs = Message("system", f"{SYSTEM_PROMPT}\n\n{turns[0].content}")
@@ -185,6 +187,8 @@ class Renderer:
             every = (*roles, "assistant", "user")
             turns = [Message(role, f"\u2003\ue000{i}\ue001\u2003") for i, role in enumerate(every)]
             text = self._template(self._with_system(turns), generation_prompt=True)
+            if SYSTEM_PROMPT not in text:
+                raise RenderError("chat_template: leaves out the system prompt")
             opened, cuts = 0, []
             for i in range(len(every)):
                 place = text.find(f"\ue000{i}\ue001", opened)
@@ -257,6 +261,12 @@ class Renderer:
                 f"{len(joined)} ids that are not the {len(whole)} ids of the whole rendering; "
                 "this tokenizer or chat template cannot be cut into trees"
             )
+
+
+def _without_blank_system(turns: Sequence[Message]) -> Sequence[Message]:
+    """A system message that says nothing is none; what stays of it would depend on the template."""
+    blank = turns[0].role == "system" and not turns[0].content.strip()
+    return turns[1:] if blank else turns
 
 
 def _without_added_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

@@ -1,0 +1,259 @@
+"""A row scores, and teaches, what its paths would as sequences of their own."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
+from promedical.demo.models import cached_model
+from promedical.records import Message
+from promedical.reward.attention import (
+    IMPLEMENTATION,
+    AttentionError,
+    backbone_forward,
+    dense_mask,
+    register,
+    score_row,
+)
+from promedical.reward.render import Renderer
+from promedical.reward.tree import Leaf, PackedRow, Tree, _Part, _row, pack, paths
+from trees import trees
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_labels": 1,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,  # far from zero, so that what is attended to matters
+}
+CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+IMPLEMENTATIONS = ("runs", "batched", "dense")
+UNEVEN = Tree(
+    (5, 6, 7),
+    ((8, 9), (10, 11, 12, 13, 14, 15), (16,)),
+    (Leaf(1, 0, (20, 21)), Leaf(0, 0, (20, 21)), Leaf(1, 1, (22, 23, 24, 25)), Leaf(2, 1, (26,))),
+)
+
+
+def make(config) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(config).float().eval()
+
+
+@functools.cache
+def model_of(architecture: str) -> PreTrainedModel:
+    return make(CONFIGS[architecture](**SIZES))
+
+
+def one_row(tree: Tree) -> PackedRow:
+    (row,) = pack([tree], 10_000)
+    return row
+
+
+def in_order(row: PackedRow, scores: Tensor) -> Tensor:
+    """Scores in the order of the tree's leaves."""
+    return scores[torch.tensor([leaf.leaf for leaf in row.leaves]).argsort()]
+
+
+def separately(model: PreTrainedModel, sequences: list[tuple[int, ...]]) -> Tensor:
+    """The slow twin: every path alone, through the model's ordinary forward."""
+    return torch.cat([model(input_ids=torch.tensor([path])).logits[0] for path in sequences])
+
+
+def gradients(model: PreTrainedModel, scores: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    weights = torch.linspace(-1, 2, len(scores))
+    (weights * scores + scores**2).sum().backward()
+    return [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+
+def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
+    # The floor is for parameters whose true gradient is zero (all tokens of a tree the same).
+    floor = 1e-6 * torch.cat([g.flatten() for g in expected]).norm()
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm() + floor
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("architecture", CONFIGS)
+@settings(max_examples=12)
+@given(tree=trees())
+@example(tree=UNEVEN)
+def test_scores_and_gradients_equal_those_of_separate_sequences(architecture, implementation, tree):
+    model = model_of(architecture)
+    expected = separately(model, paths(tree))
+    wanted = gradients(model, expected)
+    row = one_row(tree)
+    found = in_order(row, score_row(model, row, implementation))
+    assert torch.allclose(found, expected, atol=1e-4, rtol=0)
+    assert_close(gradients(model, found), wanted)
+
+
+@settings(max_examples=15)
+@given(tree=trees(), data=st.data())
+def test_order_and_company_change_nothing(tree, data):
+    model = model_of("llama")
+    row = one_row(tree)
+    with torch.no_grad():
+        scores = in_order(row, score_row(model, row))
+        order = data.draw(st.permutations(range(len(tree.leaves))))
+        moved = data.draw(st.permutations(range(len(tree.responses))))
+        kept = order[: data.draw(st.integers(1, len(order)))]
+        leaves = [tree.leaves[i] for i in kept]
+        other = Tree(
+            tree.prompt,
+            tuple(tree.responses[r] for r in moved),
+            tuple(Leaf(moved.index(f.response), f.criterion, f.tokens) for f in leaves),
+        )
+        again = one_row(other)
+        found = in_order(again, score_row(model, again))
+    assert torch.allclose(found, scores[torch.tensor(kept)], atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_several_trees_may_share_a_row(implementation):
+    model = model_of("qwen3")
+    other = Tree((30, 31), ((32, 33),), (Leaf(0, 0, (34, 35, 36)), Leaf(0, 1, (37,))))
+    forest = [UNEVEN, other]
+    parts = [(i, t, _Part(tuple(range(len(t.leaves)))), ()) for i, t in enumerate(forest)]
+    row = _row(parts, set())
+    expected = {
+        (i, n): score
+        for i, tree in enumerate(forest)
+        for n, score in enumerate(separately(model, paths(tree)))
+    }
+    found = score_row(model, row, implementation)
+    for leaf, score in zip(row.leaves, found, strict=True):
+        assert torch.allclose(score, expected[leaf.tree, leaf.leaf], atol=1e-5)
+
+
+def test_the_dense_mask_shows_own_segment_and_ancestors_up_to_oneself():
+    row = one_row(Tree((1, 1), ((2,), (3, 3)), (Leaf(0, 0, (4,)), Leaf(1, 0, (4,)))))
+    visible = (dense_mask(row, torch.device("cpu"), torch.float32)[0, 0] == 0).int().tolist()
+    assert visible == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 1, 1, 0, 1],
+    ]
+
+
+def test_upper_layers_run_on_the_cached_states_of_lower_ones():
+    model = make(LlamaConfig(**SIZES))
+    row = one_row(UNEVEN)
+    whole = backbone_forward(model.model, row)
+    layers, norm = model.model.layers, model.model.norm
+    model.model.layers, model.model.norm = layers[:2], torch.nn.Identity()
+    states = backbone_forward(model.model, row).detach()
+    model.model.layers, model.model.norm = layers[2:], norm
+    states.requires_grad_()
+    upper = backbone_forward(model.model, row, inputs_embeds=states)
+    assert torch.allclose(upper, whole, atol=1e-6)
+    upper.sum().backward()
+    assert states.grad is not None
+    assert states.grad.shape == states.shape
+
+
+def test_gradients_survive_gradient_checkpointing():
+    model = make(LlamaConfig(**SIZES))
+    row = one_row(UNEVEN)
+    wanted = gradients(model, score_row(model, row))
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert_close(gradients(model, score_row(model, row)), wanted)
+
+
+def test_a_lora_model_is_scored_as_it_is():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS", r=2, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]
+    )
+    model = peft.get_peft_model(make(LlamaConfig(**SIZES)), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.eval()
+    row = one_row(UNEVEN)
+    found = in_order(row, score_row(model, row))
+    assert torch.allclose(found, separately(model, paths(UNEVEN)), atol=1e-4)
+
+
+def test_a_model_set_to_tree_attention_stays_an_ordinary_model():
+    plain, ours = make(LlamaConfig(**SIZES)), make(LlamaConfig(**SIZES))
+    ours.set_attn_implementation(register())
+    ids = torch.randint(3, 60, (2, 7))
+    ids[1, 5:] = 0
+    batch = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    assert torch.allclose(ours(**batch).logits, plain(**batch).logits, atol=1e-6)
+    assert plain.config._attn_implementation == "sdpa"
+    assert ours.config._attn_implementation == IMPLEMENTATION
+
+
+def test_other_attention_implementations_are_refused():
+    model = make(LlamaConfig(**SIZES))
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(AttentionError, match=r"found 'flash_attention_2'.*silently wrong"):
+        score_row(model, one_row(UNEVEN))
+    with pytest.raises(AttentionError, match="implementation: found 'fast'"):
+        score_row(model_of("llama"), one_row(UNEVEN), "fast")
+
+
+def test_attention_dropout_is_refused():
+    model = make(LlamaConfig(**SIZES, attention_dropout=0.1)).train()
+    with pytest.raises(AttentionError, match="dropout: found > 0"):
+        score_row(model, one_row(UNEVEN))
+
+
+def test_a_sliding_window_falls_back_to_separate_sequences_and_says_so():
+    model = make(MistralConfig(**SIZES, sliding_window=4))
+    row = one_row(UNEVEN)
+    with pytest.warns(UserWarning, match="sliding.*scoring 4 separate sequences"):
+        found = in_order(row, score_row(model, row))
+    assert torch.allclose(found, separately(model, paths(UNEVEN)), atol=1e-5)
+    with pytest.raises(AttentionError, match="score separate sequences"):
+        backbone_forward(model.model, row)
+
+
+@pytest.mark.skipif(cached_model() is None, reason="the embedded model is not in the cache")
+def test_the_embedded_model_scores_a_tree_as_separate_sequences():
+    folder = cached_model()
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=torch.float32
+    )
+    model.score.weight.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+    model.requires_grad_(False)  # gradients of three layers and the head are enough
+    for part in (model.model.layers[0], model.model.layers[15], model.model.layers[29]):
+        part.requires_grad_(True)
+    model.score.requires_grad_(True)
+    tree = Renderer(AutoTokenizer.from_pretrained(folder)).tree(
+        [Message("user", "Can I take ibuprofen with my blood pressure tablets?")],
+        ["Ask your pharmacist first.", "Yes, take as much as you like."],
+        [(0, "It refers to a clinician."), (1, "It refers to a clinician."), (1, "It harms.")],
+    )
+    row = one_row(tree)
+    expected = separately(model, paths(tree))
+    wanted = gradients(model, expected)
+    found = in_order(row, score_row(model, row))
+    assert torch.allclose(found, expected, atol=1e-4, rtol=0)
+    assert_close(gradients(model, found), wanted)
