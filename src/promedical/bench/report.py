@@ -169,7 +169,8 @@ def view(results: Json) -> dict[str, Any]:
 
 
 def _subtitle(results: Json) -> list[str]:
-    mode = {"fast": "Fast run", "full": "Full run"}.get(str(results.get("mode")), "Default run")
+    modes = {"default": "Default run", "fast": "Fast run", "full": "Full run"}
+    mode = modes.get(str(results.get("mode")))
     date = (results.get("provenance") or {}).get("date")
     model = results.get("model")
     return [str(part) for part in (mode, model, date) if part]
@@ -213,7 +214,7 @@ def _within_plots(results: Json) -> list[tuple[str, str, Markup]]:
             x_range=(40, 100),
         )
         n = graders[order[0]]["tiers"][tier]["within_criterion"]["n"]
-        made.append((label, f"Per cent of {n} pairs told right, with 95 % intervals.", svg))
+        made.append((label, f"Per cent of {n} pairs told right, with 95\u00a0% intervals.", svg))
     return made
 
 
@@ -457,7 +458,9 @@ def _verdict(criterion: Json, given: str, probability: float | None) -> dict[str
         "label": label,
         "look": look.get(label, "open"),
         "kind": VetoKind(kind).value.replace("_", " ") if kind else "",
-        "probability": "" if probability is None else f"probability {of} {100 * probability:.0f} %",
+        "probability": ""
+        if probability is None
+        else f"probability {of} {100 * probability:.0f}\u00a0%",
     }
 
 
