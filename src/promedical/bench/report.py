@@ -464,6 +464,10 @@ def _verdict(criterion: Json, given: str, probability: float | None) -> dict[str
     }
 
 
+def _whole(share: float) -> str:
+    return f"{100 * share:.0f}\u00a0%"
+
+
 def _provenance(results: Json) -> list[tuple[str, str]]:
     part: Json = results.get("provenance") or {}
     if not part:
