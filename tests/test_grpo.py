@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from promedical.policy.generate import generate
@@ -82,14 +82,6 @@ class TextGrader:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_policy(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a name was looked up on the network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refused)
 
 
 def recipe(tiny: Path, **settings: object) -> GrpoRecipe:
@@ -176,6 +168,21 @@ def test_a_failed_group_trains_nothing_and_is_counted(
     shown = capfd.readouterr()
     for text in (caplog.text, shown.out, shown.err):
         assert SECRET not in text
+
+
+def test_trl_reports_nothing_to_its_makers(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    sent: list[bool] = []
+    monkeypatch.setattr(
+        "trl.trainer.base_trainer.send_telemetry",
+        lambda *args, **kwargs: sent.append(constants.HF_HUB_DISABLE_TELEMETRY),
+    )
+    monkeypatch.delenv("CI", raising=False)
+    run(tiny, tmp_path / "run", steps=1)
+    assert sent == [True]  # called, but switched off
+    assert constants.HF_HUB_DISABLE_TELEMETRY is False
 
 
 def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(tiny: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def generate(
     rows: Sequence[GradedInstruction],
     *,
     max_new_tokens: int = 96,
-    batch_size: int = 25,
+    batch_size: int = 50,
     seed: int = 0,
     temperature: float = 0.0,
     device: str | None = None,
@@ -65,7 +65,7 @@ def generate(
         model_path: a checkpoint with a chat template; loaded in float32 on CPU (bfloat16 is slower
             where the processor has no instructions for it) and bfloat16 on GPU.
         rows: whose messages are the prompts.
-        max_new_tokens: limit a answer, in tokens.
+        max_new_tokens: limit an answer, in tokens.
         batch_size: answers at a time.
         seed: for sampling; greedy decoding does not use it.
         temperature: 0 decodes greedily. Sampled answers depend on `batch_size`, greedy ones do not,

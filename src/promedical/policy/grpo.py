@@ -186,8 +186,7 @@ def train_grpo(
         grader: the frozen reward model, called at the operating point "reward".
         output: folder for `policy/`, `adapter/`, `history.jsonl` and, while the run lasts,
             `checkpoints/`. A finished run is returned as it is, a killed one goes on.
-        progress: called with (steps done, steps expected within the time) after every step; without
-            it a bar with the time left is drawn.
+        progress: called with (steps done, steps expected within the time) after every step.
 
     Raises:
         ValueError: no rows, or the folder holds a run with other settings or other rows.
@@ -203,13 +202,12 @@ def train_grpo(
         return _read_result(output)
 
     checkpoint = _last_checkpoint(output / "checkpoints")
-    clock = _Clock(recipe.steps, recipe.max_seconds)
+    clock = _Clock(recipe.steps, recipe.max_seconds, progress)
     if checkpoint is not None:
         reward.history = read_history(checkpoint / _REWARDS)
         clock.seconds = list(json.loads((checkpoint / _CLOCK).read_text()))
     resumed_at = len(clock.seconds)
-    with _quiet(), _shown(progress, recipe.steps) as show:
-        clock.show = show
+    with _quiet():
         if checkpoint is not None and clock.over:  # killed after its last step
             logged = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
             with _renamed(output / "adapter") as folder:
@@ -326,11 +324,16 @@ def _trainer(
 class _Clock:
     """How long each step took, and whether another fits the budget."""
 
-    def __init__(self, steps: int, budget: float | None) -> None:
+    def __init__(
+        self,
+        steps: int,
+        budget: float | None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
         self.steps = steps
         self.budget = budget
         self.seconds: list[float] = []
-        self.show: Callable[[int, int], None] = lambda done, total: None
+        self._progress = progress
         self._began = 0.0
 
     def begin(self) -> None:
@@ -338,7 +341,8 @@ class _Clock:
 
     def end(self) -> None:
         self.seconds.append(time.monotonic() - self._began)
-        self.show(len(self.seconds), self.expected)
+        if self._progress is not None:
+            self._progress(len(self.seconds), self.expected)
 
     @property
     def expected(self) -> int:
@@ -507,36 +511,6 @@ def _replace_text(path: Path, text: str) -> None:
     staging = path.with_name(f".{path.name}.tmp")
     staging.write_text(text)
     os.replace(staging, path)
-
-
-@contextmanager
-def _shown(
-    progress: Callable[[int, int], None] | None, steps: int
-) -> Iterator[Callable[[int, int], None]]:
-    """The caller's progress function, or a bar of our own."""
-    if progress is not None:
-        yield progress
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("GRPO"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("GRPO", total=steps)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
