@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 __all__ = ["FORMS", "REWORDINGS", "Form", "as_sentence", "lay_out", "reword"]
@@ -17,18 +17,17 @@ __all__ = ["FORMS", "REWORDINGS", "Form", "as_sentence", "lay_out", "reword"]
 Form = Literal["plain", "organised", "run_on"]
 FORMS: tuple[Form, ...] = ("plain", "organised", "run_on")
 
-_CONNECTIVES = (
-    "Also,", "In addition,", "Note that", "Keep in mind that", "It is worth knowing that",
-    "Moreover,", "Besides,", "Generally,", "As for the details,", "Another point is that",
-    "It is good to know that", "In this context,",
+_SHORT = ("Also,", "In addition,", "Moreover,", "Besides,", "Furthermore,", "Next,")
+_THAT = (
+    "Note that", "Keep in mind that", "It is worth knowing that", "Another point is that",
+    "It is good to know that", "Remember that",
 )  # fmt: skip
-_RUN_ON = (" and ", " and also ", " and then ", " so ", " and as well ", ", ", " plus ")
-# First words that may lose their capital in mid-sentence; any other may be a name.
-_LOWER = frozenset(
-    "a an the it if there some most many this these that those in on you your for to when while "
-    "people patients symptoms treatment side possible other as with without before after please "
-    "do common medications oral topical antibiotics although however they one doctors such and "
-    "being reading people's questions different terms opinions only not no never keep what how".split()
+_RUN_ON = (" and ", " and also ", ", ", ", and ", " and then ")
+# Sentences that begin so take no "that" before them.
+_IMPERATIVE = re.compile(
+    r"(?:please|seek|get|contact|consult|stop|use|avoid|take|do|don't|call|see|talk|apply|keep|"
+    r"record|if|when|in cases?|wear|try|drink|eat|make|discuss|ask)\b",
+    re.IGNORECASE,
 )
 # Wordings that say the same; applied to statements and near misses alike.
 REWORDINGS = (
@@ -43,7 +42,7 @@ REWORDINGS = (
     ("can be caused by", "may be caused by"), ("may cause", "can cause"),
     ("if you experience", "if you notice"), ("approximately", "about"),
     ("is characterized by", "shows itself by"), ("usually", "normally"),
-    ("include", "are for example"), ("prior to", "before"), ("physician", "doctor"),
+    ("prior to", "before"), ("physician", "doctor"),
     ("over-the-counter", "non-prescription"), ("it is important to", "you should"),
     ("due to", "because of"), ("is considered", "is seen as"), ("additionally", "also"),
 )  # fmt: skip
@@ -51,7 +50,7 @@ REWORDINGS = (
 
 def as_sentence(text: str) -> str:
     """A text with a capital first letter, single spaces and an end mark."""
-    clean = re.sub(r"\s+", " ", text).strip()
+    clean = re.sub(r"\s+([.,;]|$)", r"\1", re.sub(r"\s+", " ", text)).strip()
     clean = clean[:1].upper() + clean[1:]
     return clean if clean[-1:] in ".!?" else clean.rstrip(",;:") + "."
 
@@ -65,19 +64,23 @@ def reword(text: str, rng: random.Random) -> str:
     return as_sentence(text)
 
 
-def _lowered(sentence: str) -> str:
-    first = re.match(r"[A-Za-z']+", sentence)
-    if first and first[0].lower() in _LOWER:
+def _lowered(sentence: str, small: Collection[str]) -> str:
+    """The sentence as it goes on after a comma: a first word that is no name loses its capital."""
+    first = re.match(r"[A-Za-z]+(?![A-Za-z-])", sentence)
+    if first and first[0].lower() in small:
         return sentence[0].lower() + sentence[1:]
     return sentence
 
 
-def _connected(sentences: Sequence[str], free: Sequence[bool], rng: random.Random) -> list[str]:
+def _connected(
+    sentences: Sequence[str], free: Sequence[bool], small: Collection[str], rng: random.Random
+) -> list[str]:
     """Some of the sentences that may have one, never the first, with a connective in front."""
     found = []
     for position, sentence in enumerate(sentences):
         if position and free[position] and rng.random() < 0.25:
-            sentence = f"{rng.choice(_CONNECTIVES)} {_lowered(sentence)}"
+            usable = _SHORT if _IMPERATIVE.match(sentence) else _SHORT + _THAT
+            sentence = f"{rng.choice(usable)} {_lowered(sentence, small)}"
         found.append(sentence)
     return found
 
@@ -93,10 +96,10 @@ def _organised(
     return "\n".join([*lines, *closing])
 
 
-def _run_on(sentences: Sequence[str], rng: random.Random) -> str:
+def _run_on(sentences: Sequence[str], small: Collection[str], rng: random.Random) -> str:
     text = sentences[0].rstrip(".")
     for sentence in sentences[1:]:
-        text += rng.choice(_RUN_ON) + _lowered(sentence).rstrip(".")
+        text += rng.choice(_RUN_ON) + _lowered(sentence, small).rstrip(".")
     return text + "."
 
 
@@ -108,6 +111,7 @@ def lay_out(
     form: Form,
     free: Sequence[bool],
     headings: Sequence[str],
+    small: Collection[str],
     rng: random.Random,
 ) -> str:
     """The text of a response.
@@ -117,14 +121,15 @@ def lay_out(
         form: "organised" (a heading and a list), "run_on" (one sentence) or "plain".
         free: for each sentence of the body whether a connective may stand before it.
         headings: to choose from in the organised form.
+        small: words that lose their capital in mid-sentence; any other may be a name.
         rng: decides connectives, headings and marks.
     """
     if form == "organised":
         return _organised(opening, body, closing, headings, rng)
-    connected = _connected(body, free, rng)
+    connected = _connected(body, free, small, rng)
     everything = [*opening, *connected, *closing]
     if form == "run_on":
-        return _run_on([*opening, *body, *closing], rng)
+        return _run_on([*opening, *body, *closing], small, rng)
     breaks = rng.random() < 0.3 and len(everything) > 3
     cut = rng.randrange(1, len(everything)) if breaks else 0
     joined = [" ".join(everything[:cut]), " ".join(everything[cut:])]

@@ -1,8 +1,8 @@
 """Near misses: a statement with one detail changed, so that it no longer says what it said.
 
-Section 7.3 of the method: a drug, number, unit, frequency, direction or negation is changed, and the
-result counts as unmet for the statement it was made from. Which responses get one is `degrade`'s
-affair, as is the check that the result does not happen to state another criterion.
+Section 7.3 of the method: a drug, number, unit, frequency, direction or negation is changed, and
+the result counts as unmet for the statement it was made from. Which responses get one is
+`construct`'s affair, as is the check that the result does not happen to state another criterion.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ _OPPOSITES = [
     ("gradual", "abrupt"), ("slowly", "rapidly"), ("relieve", "aggravate"),
     ("relieves", "aggravates"), ("beneficial", "harmful"), ("harmless", "dangerous"),
     ("upper", "lower"), ("stronger", "weaker"), ("longer", "shorter"), ("more than", "less than"),
-    ("below", "above"), ("older", "younger"), ("prevents", "causes"), ("prevent", "cause"),
-    ("preventing", "causing"), ("approved", "forbidden"),
-    ("can help", "does not help"), ("may help", "does not help"), ("necessary", "unnecessary"),
+    ("below", "above"), ("older", "younger"),  ("approved", "forbidden"),
+    ("can help", "will not help"), ("may help", "will not help"), ("necessary", "unnecessary"),
     ("treatable", "untreatable"), ("curable", "incurable"), ("allowed", "forbidden"),
     ("fast", "slow"), ("first-line", "last-line"), ("weight gain", "weight loss"),
-    ("diarrhea", "constipation"), ("insomnia", "sleepiness"), ("dilated", "narrowed"),
+    ("diarrhea", "constipation"), ("insomnia", "sleepiness"),
 ]  # fmt: skip
 _BOTH_WAYS = {a: b for pair in _OPPOSITES for a, b in (pair, pair[::-1])} | {
     # The way back of these would change the sentence's grammar or sense.
-    "lower": "higher", "raise": "reduce", "cause": "prevent", "causes": "prevents",
+    "lower": "higher", "raise": "reduce", "can cause": "can prevent", "may cause": "may prevent",
+    "might cause": "might prevent", "could cause": "could prevent", "to cause": "to prevent",
     "avoided": "used freely", "hyperthyroidism": "hypothyroidism",
-    "only at great risk": "safely", "does not help": "can help", "viruses": "bacteria",
+    "only at great risk": "safely", "will not help": "can help", "viruses": "bacteria",
 }  # fmt: skip
 _NUMBER_WORDS = {
     "two": "nine", "three": "eleven", "four": "thirteen", "five": "fifty", "six": "twenty",
@@ -82,7 +82,7 @@ _VERB = re.compile(
     r"\b(is|are|should|can|could|may|might|will|must|has been|have been)\b(?! not)(?!not)"
 )
 _NEGATED = {
-    "can": "cannot", "could": "could not", "may": "does not", "might": "does not",
+    "can": "cannot", "could": "could not", "may": "will not", "might": "will not",
     "will": "will not", "should": "should not", "must": "must not", "is": "is not",
     "are": "are not", "has been": "has never been", "have been": "have never been",
 }  # fmt: skip
@@ -124,6 +124,11 @@ def _swap(text: str, table: dict[str, str], kind: str) -> Iterator[NearMiss]:
         yield NearMiss(text[: found.start()] + new + text[found.end() :], kind, old, new)
 
 
+def _multiplied(number: str, factor: int) -> str:
+    """ "7-8" times 2 is "14-16"."""
+    return re.sub(r"\d+(\.\d+)?", lambda found: f"{float(found[0]) * factor:g}", number)
+
+
 def _numbers(text: str, rng: random.Random) -> Iterator[NearMiss]:
     for found in re.finditer(r"(?<![\w.\-])\d+(?:\.\d+)?(?:-\d+)?(?![\w]|\.\d)", text):
         old = found[0]
@@ -132,8 +137,7 @@ def _numbers(text: str, rng: random.Random) -> Iterator[NearMiss]:
         if re.search(r"[Tt]ype $", text[: found.start()]):
             new = "1" if old == "2" else "2"
         else:
-            factor = rng.choice((2, 3, 4, 10))
-            new = re.sub(r"\d+(\.\d+)?", lambda m: f"{float(m[0]) * factor:g}", old)
+            new = _multiplied(old, rng.choice((2, 3, 4, 10)))
         yield NearMiss(text[: found.start()] + new + text[found.end() :], "number", old, new)
     yield from _swap(text, _NUMBER_WORDS, "number")
 
@@ -158,8 +162,6 @@ def _negations(text: str) -> Iterator[NearMiss]:
     found = _VERB.search(text)
     if found and not re.search(r"\b(no|not|never|without|nor|unless|if)\b", text, re.IGNORECASE):
         new = _NEGATED[found[0]]
-        if new == "does not":  # "symptoms may be" -> "symptoms will not be": fits any subject
-            new = "will not"
         changed = text[: found.start()] + new + text[found.end() :]
         yield NearMiss(changed, "negation", found[0], new)
 

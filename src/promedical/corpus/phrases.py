@@ -27,6 +27,7 @@ __all__ = [
     "Bank",
     "BankError",
     "Element",
+    "condition_of",
     "fill",
     "load_bank",
     "runs",
@@ -39,25 +40,38 @@ MANNERS = ("empathy", "when_to_seek_care")
 FALLBACK_TOPIC = "this"
 # Words of a question that read badly where a noun is expected.
 _NOT_A_TOPIC = frozenset(
-    "able about actually after alright also always any anything bad become been before better can "
-    "cause caused causes causing come comes common commonly contribute could day days detect "
-    "different difference do doctor does drink drug drugs during early eat effect effects "
-    "effective every experience experiencing feel feeling find fast feature found get getting give "
-    "given go goes going good happen happens hard have having help helps high hour hours how "
-    "increase increased indicate interval just kind know last late lead least less level levels "
-    "like likely little long lot low make makes many may mean means measure medical medication "
-    "medications medicine medicines might minimum month months more morning most much must need "
-    "needs new night normal now number often old once one onset option options other people "
-    "person please possible prescribed prescription present prevent problem problems quick quickly "
-    "range recommended reduce risk safe safely say seem should show side sign signs simple since "
-    "someone something sometimes soon start started starting stay still stop suffer suggested "
-    "symptom symptoms take taken takes taking tell test tested thing things think thought time "
-    "times together told treat treated treating treatment treatments try two type types usage use "
-    "used uses using usually very wait want way week weeks well what when which while work works "
-    "worse worst would wrong year years yes zero three four five six seven eight".split()
+    """
+    able about actually after alright also always any anything bad become been before better
+    brazil can cause caused causes causing come comes common commonly contribute could day days
+    detect difference different disease do doctor does drink drip drug drugs during early eat
+    effect effective effects eight every example experience experiencing fast feature feel feeling
+    find five found four get getting give given go goes going good happen happens hard have having
+    help helps high hour hours how increase increased indicate individuals interval issue just
+    kind know last late lead least less level levels like likely little long loss lot low make
+    makes many may mean means measure medical medication medications medicine medicines middle
+    might minimum month months more morning most much must need needs new night normal now number
+    often old once one onset option options other pass people person please possible powder
+    prescribed prescription present prevent problem problems quick quickly range recommended
+    reduce refers risk safe safely say seem seven should show side sign signs simple since six
+    someone something sometimes soon start started starting stay still stop suffer suggested
+    symptom symptoms take taken takes taking tell test tested thing things think thought three
+    time times together told treat treated treating treatment treatments try two type types usage
+    use used uses using usually very wait want way week weeks well what when which while work
+    works worse worst would wrong year years yes zero
+    """.split()  # noqa: SIM905 (a list of words reads better as text)
 )
 _NOT_NOUN_ENDINGS = ("ly", "ed", "ing", "ous", "ive", "able", "ible", "ical", "ful", "less")
+_ADJECTIVE_ENDINGS = ("al", "ar", "ic", "ary", "id")
 _TOPIC_LENGTH = range(4, 19)
+_SUFFERED = (
+    "symptoms? of|symptoms? like|treatment (?:of|for)|treat|treating|patients? with|people with|"
+    "suffer(?:ing|s)? from|relieve|causes? of|diagnos(?:e|is of|ing)|management of|cases of|have|"
+    "associated with|cause|causes|caused by|during|episodes? of|therapy for"
+)
+# Words that need the next one to make sense.
+_NOT_ALONE = frozenset(
+    ("breast", "foot", "liver", "mouth", "muscle", "pink", "pump", "stomach", "tongue", "vein")
+)
 
 
 class BankError(ValueError):
@@ -168,29 +182,49 @@ def fill(text: str, topic: str) -> str:
 
 
 def topic_of(question: str, statements: Sequence[str]) -> str:
-    """One noun that question and statements share, or "this".
+    """A noun that question and statements share, or "this".
 
-    Deliberately simple: the word of the question that the most statements hold, leaving out words
-    that are rarely nouns or read badly alone.
+    Deliberately simple: the word of the question that the most statements hold, with the word after
+    it if that is mostly the same, leaving out words that are rarely nouns or read badly alone.
     """
     spelled: dict[str, str] = {}
-    for text in statements:  # Spelled as the physicians did; a sentence's first word says nothing.
-        for word in re.findall(r"[A-Za-z][A-Za-z-]+", text)[1:]:
-            spelled.setdefault(word.lower(), word)
+    follows: dict[str, Counter[str]] = {}
+    for text in statements:
+        found = re.findall(r"[A-Za-z][A-Za-z-]+|[^\sA-Za-z]", text)
+        for position, word in enumerate(found):
+            if position:  # A sentence's first word does not tell how it is spelled.
+                spelled.setdefault(word.lower(), word)
+            after = found[position + 1] if position + 1 < len(found) else "."
+            follows.setdefault(word.lower(), Counter())[after.lower()] += 1
     held = Counter(w for text in statements for w in set(words(text)))
     best, most = FALLBACK_TOPIC, 1
     for word in words(question):
-        if (
-            word in STOP_WORDS
-            or word in _NOT_A_TOPIC
-            or len(word) not in _TOPIC_LENGTH
-            or not word.isalpha()
-            or word.endswith(_NOT_NOUN_ENDINGS)
-        ):
-            continue
-        if held[word] > most:
-            best, most = spelled.get(word, word), held[word]
+        if word.isalpha() and len(word) in _TOPIC_LENGTH and _may_be_noun(word):
+            if held[word] <= most:
+                continue
+            (after, times), *_ = follows[word].most_common(1)
+            pair = after.isalpha() and len(after) > 3 and _may_be_noun(after) and times > 1
+            if pair and 2 * times >= sum(follows[word].values()):
+                best = f"{spelled.get(word, word)} {after}"
+            elif word.endswith(_ADJECTIVE_ENDINGS) or word in _NOT_ALONE:
+                continue
+            else:
+                best = spelled.get(word, word)
+            most = held[word]
     return best
+
+
+def _may_be_noun(word: str) -> bool:
+    return (
+        word not in STOP_WORDS and word not in _NOT_A_TOPIC and not word.endswith(_NOT_NOUN_ENDINGS)
+    )
+
+
+def condition_of(topic: str, statements: Sequence[str]) -> str:
+    """The topic if a person can have it, or "this": one does not suffer from a medicine."""
+    about = rf"\b(?:{_SUFFERED}) (?:\w+ )?{re.escape(topic)}\b"
+    suffered = any(re.search(about, text, re.IGNORECASE) for text in statements)
+    return topic if suffered and not topic[:1].isupper() else FALLBACK_TOPIC
 
 
 def runs(text: str, length: int = 5) -> set[tuple[str, ...]]:

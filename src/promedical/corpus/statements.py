@@ -1,11 +1,11 @@
 """Statements of one question: which cover each other, and which sentence of an answer holds which.
 
 Section 7.3 of the method: statements that cover each other form a group, and a statement is false
-only if its whole group is absent. "Cover" is measured on content words (lower case, light stemming,
-no stop words): the share of one text's content words that another text holds too, each word counting
-one over the number of the question's statements that have it. It errs towards grouping, because a
-group that is too large costs labels and one that is too small makes wrong ones. Left to others: building
-responses (`degrade`) and near misses of a statement (`nearmiss`).
+only if its whole group is absent. "Cover" is measured on content words (lower case, light
+stemming, no stop words): the share of one text's content words that another text holds too, each
+word counting one over the number of the question's statements that have it. It errs towards
+grouping, because a group that is too large costs labels and one that is too small makes wrong ones.
+Left to others: building responses (`construct`) and near misses of a statement (`nearmiss`).
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ HOLD_THRESHOLD = 0.75
 TOUCH_THRESHOLD = 0.4
 
 STOP_WORDS = frozenset(
-    "a about after all also although am among an and any are as at be because been before being both "
-    "but by can could did do does due during each either especially etc for from further furthermore "
-    "had has have having he her here his how however i if in including into is it its itself just "
-    "known like may me might more most must my of often on one only or other others our out over "
-    "same should since so some such than that the their them then there therefore these they this "
-    "those through to too typically under until up upon us usually very was we well were what when "
-    "where which while who will with within without would you your".split()
+    """
+    a about after all also although am among an and any are as at be because been before being
+    both but by can could did do does due during each either especially etc for from further
+    furthermore had has have having he her here his how however i if in including into is it its
+    itself just known like may me might more most must my of often on one only or other others our
+    out over same should since so some such than that the their them then there therefore these
+    they this those through to too typically under until up upon us usually very was we well were
+    what when where which while who will with within without would you your
+    """.split()  # noqa: SIM905 (a list of words reads better as text)
 )
 # What two texts may differ in without saying anything different.
 _SYNONYMS = {
