@@ -10,6 +10,7 @@ import pytest
 
 from promedical import figures
 from promedical.bench import run_tables
+from promedical.bench.report import headline
 from promedical.bench.tables import Cell, Column, Row, Table
 from promedical.figures import FiguresError, check_results, main, markdown, rendered, take
 
@@ -137,6 +138,11 @@ def test_every_row_has_every_column(results: dict[str, Any]) -> None:
         lines = [line for line in markdown(table).split("\n") if line.startswith("|")]
         assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
         assert len(lines) == 2 + len(table.rows)
+
+
+def test_the_commands_last_lines_are_those_of_the_run(results: dict[str, Any]) -> None:
+    text = figures.RENDERERS["quickstart_output"].render(results)
+    assert text == "\n".join(["```text", *headline(results), "```"])
 
 
 def test_paper_figures_say_whose_they_are() -> None:

@@ -30,7 +30,7 @@ from typing import Any
 
 from promedical import provenance
 from promedical.bench import run_tables, tables
-from promedical.bench.report import without_texts
+from promedical.bench.report import headline, without_texts
 from promedical.bench.tables import Cell, Column, Row, Table
 
 __all__ = ["RENDERERS", "FiguresError", "check_results", "main", "markdown", "rendered", "take"]
@@ -144,7 +144,15 @@ def _summary(result: Json) -> str:
     made = tables.bench_tables(bench)
     keep = [
         tables.grader_label(name)
-        for name in ("explicit", "untrained", "scalar", "length", "random", "word_overlap")
+        for name in (
+            "explicit",
+            "untrained",
+            "scalar",
+            "length",
+            "constant",
+            "random",
+            "word_overlap",
+        )
     ]
     measured = [
         (made[name].columns[i], {r.label: r.cells[i] for r in made[name].rows})
@@ -165,6 +173,11 @@ def _summary(result: Json) -> str:
     return f"{markdown(table)}\n\n{_ran(result)}"
 
 
+def _output(result: Json) -> str:
+    """What the command printed last."""
+    return "\n".join(["```text", *headline(result), "```"])
+
+
 def _paper(_: Json) -> str:
     return "\n\n".join(markdown(table) for table in run_tables.paper_tables())
 
@@ -172,6 +185,7 @@ def _paper(_: Json) -> str:
 RENDERERS: dict[str, Renderer] = {
     "quickstart": Renderer(_quickstart, "quickstart"),
     "quickstart_summary": Renderer(_summary, "quickstart"),
+    "quickstart_output": Renderer(_output, "quickstart"),
     "quickstart_full": Renderer(_quickstart, "quickstart_full"),
     "quickstart_full_summary": Renderer(_summary, "quickstart_full"),
     "paper": Renderer(_paper),
