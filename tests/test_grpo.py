@@ -15,10 +15,23 @@ from safetensors.torch import load_file
 
 from promedical.policy.generate import generate
 from promedical.policy.grpo import GrpoRecipe, GrpoResult, _Clock, train_grpo
-from promedical.policy.rewards import GradingError
+from promedical.policy.rewards import Grader, GradingError, RubricReward
 from promedical.records import GradedInstruction, Message
-from promedical.rubric import Criterion, Rubric, RubricError, Scores, Tier, Verdict, reward, score
+from promedical.reward.grade import RubricRewardModel
+from promedical.reward.model import TreeRewardModel
+from promedical.rubric import (
+    Criterion,
+    RewardSpec,
+    Rubric,
+    RubricError,
+    Scores,
+    Tier,
+    Verdict,
+    reward,
+    score,
+)
 from tiny_policy import save_tiny_policy
+from tiny_reward import tiny_classifier
 
 SECRET = "Mrs Miller of 5 Elm Street"
 RUBRIC = Rubric(
@@ -97,9 +110,7 @@ def recipe(tiny: Path, **settings: object) -> GrpoRecipe:
     return replace(few, **settings)  # type: ignore[arg-type]
 
 
-def run(
-    tiny: Path, folder: Path, grader: TextGrader | None = None, **settings: object
-) -> GrpoResult:
+def run(tiny: Path, folder: Path, grader: Grader | None = None, **settings: object) -> GrpoResult:
     return train_grpo(
         recipe(tiny, **settings),
         ROWS,
@@ -153,6 +164,21 @@ def test_a_run_trains_logs_and_saves(
 
     again = run(tiny, tmp_path / "run", TextGrader(kill_at=1), steps=3)
     assert again == result
+
+
+def test_with_the_real_grader(tiny: Path, tmp_path: Path) -> None:
+    classifier, tokenizer = tiny_classifier(layers=2)
+    grader = RubricRewardModel(TreeRewardModel(classifier), tokenizer)
+    result = run(tiny, tmp_path / "run", grader, steps=1)
+    (step,) = result.history
+    assert step.reward.failed == 0
+    assert step.reward.reward is not None
+
+    function = RubricReward.from_rows(grader, ROWS)
+    texts = ["Rest it.", "", "See a doctor if it hurts."]  # a policy may well say nothing
+    found = function([""] * 3, texts, instruction_id=["q0"] * 3)
+    grades = grader.grade(ROWS[0].messages, texts, RUBRIC, operating_point="reward")
+    assert found == [reward(grade.scores, RewardSpec()) for grade in grades]
 
 
 def test_a_failed_group_trains_nothing_and_is_counted(

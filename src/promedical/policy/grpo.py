@@ -82,7 +82,7 @@ class GrpoRecipe:
     max_completion_length: int = 64
     temperature: float = 1.0
     beta: float = 0.04
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
     lora_rank: int = 16
