@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -42,10 +43,11 @@ def _plain(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
 
 
+@cache
 def _wordings(text: str) -> set[str]:
     """A sentence in each of the wordings that it may be given."""
     whole = as_sentence(text)
-    return {_plain(whole)} | {_plain(reword(whole, random.Random(k))) for k in range(60)}
+    return {_plain(whole)} | {_plain(reword(whole, random.Random(k))) for k in range(40)}
 
 
 def _steps(response: Response, head: str) -> list[str]:

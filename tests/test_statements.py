@@ -53,8 +53,10 @@ def test_paraphrases_share_a_group_and_items_of_a_list_do_not() -> None:
         "Side effects of Saxenda include nausea.",
         "Side effects of Saxenda include fever.",
         "Side effects of Saxenda include insomnia.",
+        "Side effects of Saxenda include dizziness.",
+        "Side effects of Saxenda include tiredness.",
     ]
-    assert group_statements(texts) == [(0, 1), (2,), (3,), (4,), (5,)]
+    assert group_statements(texts) == [(0, 1), (2,), (3,), (4,), (5,), (6,), (7,)]
 
 
 def test_a_statement_that_holds_another_shares_its_group() -> None:

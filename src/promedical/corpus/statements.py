@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 # Two statements are in one group if one holds at least this share of the other's content words.
-COVER_THRESHOLD = 0.5
+COVER_THRESHOLD = 0.45
 # A sentence holds a statement from this share on, and touches it from the second one on.
 HOLD_THRESHOLD = 0.75
 TOUCH_THRESHOLD = 0.4
