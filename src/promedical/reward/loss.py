@@ -104,12 +104,12 @@ def pack_training_trees(
             key = (pair.tree, pair.pair if pair_weighting == "pair" else unit_index)
             items += key not in counted
             counted.add(key)
-        for i, leaf in enumerate(row.leaves):
-            if (leaf.tree, leaf.leaf) in point_terms and not leaf.repeat:
-                unit_index, target, weight = point_terms[leaf.tree, leaf.leaf]
+        for i, packed in enumerate(row.leaves):
+            if (packed.tree, packed.leaf) in point_terms and not packed.repeat:
+                unit_index, target, weight = point_terms[packed.tree, packed.leaf]
                 row_points.append((i, target, weight))
-                items += (leaf.tree, unit_index) not in counted
-                counted.add((leaf.tree, unit_index))
+                items += (packed.tree, unit_index) not in counted
+                counted.add((packed.tree, unit_index))
         rows.append(TrainingRow(row, LossTerms(tuple(row_pairs), tuple(row_points), items)))
     return rows, packing
 

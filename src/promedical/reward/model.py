@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from promedical.reward.attention import backbone_forward
+from promedical.reward.attention import backbone_forward, score_row
 from promedical.reward.loss import LossTerms, rubric_loss
 from promedical.reward.render import ensure_pad
 from promedical.reward.tree import PackedRow
@@ -46,8 +46,10 @@ def yes_no_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    prefix = tokenizer.apply_chat_template(
-        turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    prefix = str(
+        tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
     )
     start = ids(prefix)
     found = []
@@ -111,7 +113,7 @@ class TreeRewardModel(nn.Module):
         super().__init__()
         self.model = model
         self.frozen_layers = frozen_layers
-        backbone = model.base_model
+        backbone = self._backbone
         count = len(backbone.layers)
         if not 0 <= frozen_layers <= count:
             raise ValueError(f"frozen_layers: found {frozen_layers}, expected 0 to {count}")
@@ -120,9 +122,14 @@ class TreeRewardModel(nn.Module):
             for layer in backbone.layers[:frozen_layers]:
                 layer.requires_grad_(False)
 
+    @property
+    def _backbone(self) -> Any:
+        """The decoder without its head; every architecture has a class of its own."""
+        return self.model.base_model
+
     def frozen_parameters(self) -> list[Tensor]:
         """Parameters of the embeddings and the frozen layers."""
-        backbone = self.model.base_model
+        backbone = self._backbone
         frozen = [backbone.embed_tokens, *backbone.layers[: self.frozen_layers]]
         return [p for module in frozen for p in module.parameters()]
 
@@ -140,13 +147,13 @@ class TreeRewardModel(nn.Module):
             hidden: the row's trunk output, if it is already known.
         """
         if not self.frozen_layers:
-            states = backbone_forward(self.model.base_model, row)
-        else:
-            hidden = self.trunk(row) if hidden is None else hidden
-            upper = self._part(self.frozen_layers, None, norm=True)
-            states = backbone_forward(upper, row, inputs_embeds=hidden)
-        last = torch.tensor([leaf.last for leaf in row.leaves], device=states.device)
-        return self.model.score(states[last])[:, 0]
+            return score_row(self.model, row)
+        hidden = self.trunk(row) if hidden is None else hidden
+        upper = self._part(self.frozen_layers, None, norm=True)
+        states = backbone_forward(upper, row, inputs_embeds=hidden)
+        last = torch.tensor(row.leaf_ends, device=states.device)
+        scores: Tensor = self.model.score(states[last])  # type: ignore[operator]
+        return scores[:, 0]
 
     def forward(
         self,
@@ -164,7 +171,7 @@ class TreeRewardModel(nn.Module):
 
     def _part(self, start: int, stop: int | None, *, norm: bool) -> nn.Module:
         """The backbone with only some of its layers, sharing their weights."""
-        backbone = self.model.base_model
+        backbone = self._backbone
         part = copy.copy(backbone)
         # A shallow copy of a module shares its dictionary of submodules; this one needs its own.
         part._modules = dict(backbone._modules)

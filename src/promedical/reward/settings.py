@@ -73,3 +73,6 @@ class TrainSettings:
         for name in ("frozen_layers", "warmup_ratio", "weight_decay", "mu", "save_steps"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: found {getattr(self, name)!r}, expected a number ≥ 0")
+        # From 1 on the Trainer would take it for a number of steps.
+        if self.warmup_ratio >= 1:
+            raise ValueError(f"warmup_ratio: found {self.warmup_ratio!r}, expected less than 1")

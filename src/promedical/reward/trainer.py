@@ -7,6 +7,8 @@ checkpoint. Left to others: settings (`settings`), loss (`loss`), calibration (`
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -29,9 +31,13 @@ from promedical.reward.model import TreeRewardModel
 from promedical.reward.settings import TrainSettings
 from promedical.reward.trunk import TrunkCache
 
-__all__ = ["RewardTrainer", "TrainResult", "train"]
+__all__ = ["RewardTrainer", "TrainError", "TrainResult", "train"]
 
 Progress = Callable[[int, int], None]
+
+
+class TrainError(ValueError):
+    """Instances, a cache or a folder that a model cannot be trained with."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class RewardTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["row", "terms"]
+        self._signature_columns = ["row", "terms"]  # type: ignore[assignment]
 
 
 class _Rows(Dataset):
@@ -95,22 +101,24 @@ def _one_row(examples: list[dict[str, Any]]) -> dict[str, Any]:
     return example
 
 
-class _History(TrainerCallback):
+class _Watch(TrainerCallback):
+    """Stamps logged steps with the time trained so far, and reports progress.
+
+    The stamps are in the Trainer's own log, which its checkpoints keep, so that a run that goes on
+    from one has the history of its beginning too.
+    """
+
     def __init__(self, progress: Progress | None) -> None:
-        self.rows: list[dict[str, float]] = []
         self.progress = progress
         self.started = time.monotonic()
 
+    def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        before = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
+        self.started = time.monotonic() - before
+
     def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
         if logs and "loss" in logs:
-            self.rows.append(
-                {
-                    "step": state.global_step,
-                    "loss": float(logs["loss"]),
-                    "learning_rate": float(logs["learning_rate"]),
-                    "seconds": round(time.monotonic() - self.started, 2),
-                }
-            )
+            state.log_history[-1]["seconds"] = round(time.monotonic() - self.started, 2)
 
     def on_substep_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         self._tell(args, state)
@@ -136,7 +144,8 @@ def train(
 ) -> TrainResult:
     """Train, and save a standard sequence-classification checkpoint in `out`.
 
-    A run that was killed goes on from its last checkpoint in `out`/steps if `save_steps` is set.
+    A run that was killed goes on from its last whole checkpoint in `out`/steps if `save_steps` is
+    set; a finished one leaves none there.
 
     Args:
         seed: of the order of the trees.
@@ -144,8 +153,11 @@ def train(
         progress: called with (optimiser steps done, steps in all).
 
     Raises:
-        ValueError: there is nothing to train on.
+        TrainError: there is nothing to train on, the cache is of other frozen weights, or
+            `out`/steps holds checkpoints of other settings or instances.
     """
+    if cache is not None and not cache.same_trunk(model):
+        raise TrainError("cache: its frozen layers are not this model's")
     started = time.monotonic()
     rows, packing = pack_training_trees(
         instances.trees,
@@ -155,9 +167,9 @@ def train(
         pair_weighting=settings.pair_weighting,
     )
     if not rows:
-        raise ValueError("instances: found no loss term, expected pairs or known labels")
+        raise TrainError("instances: found no loss term, expected pairs or known labels")
     steps_folder = Path(out) / "steps"
-    history = _History(progress)
+    resumed = _claim(steps_folder, settings, rows, seed) if settings.save_steps else None
     trainer = RewardTrainer(
         model,
         cache=cache,
@@ -185,13 +197,13 @@ def train(
             use_cpu=not torch.cuda.is_available(),
         ),
         train_dataset=_Rows(rows),
-        callbacks=[history],
+        callbacks=[_Watch(progress)],
     )
     trainer.remove_callback(PrinterCallback)
-    resume = settings.save_steps > 0 and any(steps_folder.glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=True if resume else None)
+    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     model.model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    shutil.rmtree(steps_folder, ignore_errors=True)
     counts = dict(instances.counts) | {
         "rows": len(rows),
         "unique_tokens": sum(len(r.row) for r in rows),
@@ -206,4 +218,30 @@ def train(
         "repeated_tokens": packing.repeated_tokens,
         "optimiser_steps": trainer.state.global_step,
     }
-    return TrainResult(tuple(history.rows), counts, time.monotonic() - started)
+    history = tuple(
+        {name: entry[name] for name in ("step", "loss", "learning_rate", "seconds")}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    )
+    return TrainResult(history, counts, time.monotonic() - started)
+
+
+def _claim(
+    folder: Path, settings: TrainSettings, rows: Sequence[TrainingRow], seed: int
+) -> Path | None:
+    """Mark a folder of checkpoints as this run's; its last whole checkpoint, if there is one."""
+    digest = hashlib.sha256(repr((settings, rows, seed)).encode()).hexdigest()
+    mark = folder / "run.sha256"
+    # The Trainer writes its state last, so a checkpoint without it was cut short.
+    whole = sorted(
+        (path.parent for path in folder.glob("checkpoint-*/trainer_state.json")),
+        key=lambda path: int(path.name.removeprefix("checkpoint-")),
+    )
+    if whole and (not mark.exists() or mark.read_text() != digest):
+        raise TrainError(
+            f"{folder}: found checkpoints of other settings or instances, expected this run's; "
+            "delete the folder or train elsewhere"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(digest)
+    return whole[-1] if whole else None
