@@ -145,6 +145,56 @@ def test_the_commands_last_lines_are_those_of_the_run(results: dict[str, Any]) -
     assert text == "\n".join(["```text", *headline(results), "```"])
 
 
+def tree_packing(results: dict[str, Any]) -> dict[str, Any]:
+    """A made-up result in the layout of benchmarks/tree_packing.py."""
+    way = {
+        "tree_s": 2.0,
+        "tree_peak_gb": 1.2,
+        "trl_s": 11.0,
+        "trl_peak_gb": 3.4,
+        "times_trl": 5.5,
+        "times_separate": 3.25,
+    }
+    real = {
+        "pairwise_tree_s": 1.0,
+        "pairwise_trl_s": 2.0,
+        "pairwise_times_trl": 2.0,
+        "pairwise_and_pointwise_tree_s": 3.0,
+        "pairwise_and_pointwise_separate_s": 9.0,
+        "pairwise_and_pointwise_times_separate": 3.0,
+    }
+    return {
+        "provenance": results["provenance"],
+        "settings": {
+            "lengths": {"x": 200, "y": 400, "c": 40},
+            "layers": 30,
+            "dtype": "float32",
+            "threads": 2,
+            "repeats": 3,
+            "discordant": 0.3,
+            "weights": "random",
+            "scaled": "made up",
+        },
+        "targets": {"n=2,K=8 times TRL": 5.5},
+        "reached": {"n=2,K=8 times TRL": 5.873},
+        "synthetic": [{"n": 2, "K": 8, "token_ratio_trl": 6.24, "forward": way, "train": way}],
+        "real_discordance": [
+            {"n": 2, "K": 8, "pairs_of_trees": [2, 0, 3], "forward": real, "train": real}
+        ],
+    }
+
+
+def test_tree_packing_is_rendered(results: dict[str, Any]) -> None:
+    text = figures.RENDERERS["tree_packing"].render(tree_packing(results))
+    row = "| n = 2, K = 8 | 6.2 × | 2.00 | 5.5 × | 3.2 × | 2.00 | 5.5 × | 3.2 × | 1.2 / 3.4 |"
+    assert row in text
+    assert "| n = 2, K = 8, forward + backward | 5 | 1.00 | 2.00 | 2.0 × | 3.00 | 9.00" in text
+    assert "- n=2,K=8 times TRL: aimed at 5.5, measured 5.87" in text
+    assert "30 % of the verdicts" in text
+    lines = [line for line in text.split("\n") if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in lines} == {9, 10}
+
+
 def test_paper_figures_say_whose_they_are() -> None:
     text = figures.RENDERERS["paper"].render({})
     assert "not measured here" in text

@@ -178,6 +178,104 @@ def _output(result: Json) -> str:
     return "\n".join(["```text", *headline(result), "```"])
 
 
+def _seconds(value: float) -> Cell:
+    return Cell(f"{value:.2f}")
+
+
+def _times(value: float) -> Cell:
+    return Cell(f"{value:.1f} ×")
+
+
+def _tree_real(result: Json) -> Table:
+    """Pairwise on pruned trees against TRL; pairwise + pointwise against separate sequences."""
+    settings: Json = result["settings"]
+    rows = []
+    for line in result["real_discordance"]:
+        for way, said in (("train", "forward + backward"), ("forward", "forward")):
+            part = line[way]
+            cells = (
+                Cell(str(sum(line["pairs_of_trees"]))),
+                _seconds(part["pairwise_tree_s"]),
+                _seconds(part["pairwise_trl_s"]),
+                _times(part["pairwise_times_trl"]),
+                _seconds(part["pairwise_and_pointwise_tree_s"]),
+                _seconds(part["pairwise_and_pointwise_separate_s"]),
+                _times(part["pairwise_and_pointwise_times_separate"]),
+            )
+            rows.append(Row(f"n = {line['n']}, K = {line['K']}, {said}", cells))
+    trees = len(result["real_discordance"][0]["pairs_of_trees"])
+    return Table(
+        "Real discordance",
+        f"{100 * settings['discordant']:.0f} % of the verdicts are in some discordant pair. "
+        f"Pairwise loss: {trees} pruned trees against TRL's RewardTrainer on the same pairs. "
+        "Pairwise and pointwise loss: one whole tree against every (answer, criterion) as a "
+        "sequence of its own.",
+        "Tree",
+        (
+            Column("Pairs"),
+            Column("Trees, s"),
+            Column("TRL, s"),
+            Column("Faster"),
+            Column("Whole tree, s"),
+            Column("Separate, s"),
+            Column("Faster"),
+        ),
+        tuple(rows),
+    )
+
+
+def _tree_synthetic(result: Json) -> Table:
+    """Every criterion splits the answers evenly: seconds of one tree and times faster."""
+    lengths: Json = result["settings"]["lengths"]
+    rows = []
+    for line in result["synthetic"]:
+        forward, train = line["forward"], line["train"]
+        cells = (
+            _times(line["token_ratio_trl"]),
+            _seconds(forward["tree_s"]),
+            _times(forward["times_trl"]),
+            _times(forward["times_separate"]),
+            _seconds(train["tree_s"]),
+            _times(train["times_trl"]),
+            _times(train["times_separate"]),
+            Cell(f"{train['tree_peak_gb']:.1f} / {train['trl_peak_gb']:.1f}"),
+        )
+        rows.append(Row(f"n = {line['n']}, K = {line['K']}", cells))
+    return Table(
+        "Synthetic",
+        "Every criterion splits the answers evenly; "
+        + ", ".join(f"|{name}| = {count}" for name, count in lengths.items())
+        + " tokens. TRL at its best batch size of 1, 2, 4, 8. “Bound” is the ratio of tokens.",
+        "Tree",
+        (
+            Column("Bound, TRL"),
+            Column("Forward, s"),
+            Column("than TRL"),
+            Column("than separate"),
+            Column("Forward + backward, s"),
+            Column("than TRL"),
+            Column("than separate"),
+            Column("Peak GB, tree / TRL"),
+        ),
+        tuple(rows),
+    )
+
+
+def _tree_packing(result: Json) -> str:
+    settings: Json = result["settings"]
+    targets = [
+        f"- {name}: aimed at {aim:g}, measured {result['reached'][name]:.2f}"
+        for name, aim in result["targets"].items()
+    ]
+    how = (
+        f"Medians of {settings['repeats']} repeats, {settings['dtype']}, "
+        f"{settings['threads']} threads, {settings['layers']} layers, weights "
+        f"{settings['weights']}; {settings['scaled']}."
+    )
+    parts = [markdown(_tree_real(result)), markdown(_tree_synthetic(result)), "\n".join(targets)]
+    return "\n\n".join([*parts, _note(_escaped(how)) + "<br>" + _ran(result)])
+
+
 def _paper(_: Json) -> str:
     return "\n\n".join(markdown(table) for table in run_tables.paper_tables())
 
@@ -188,6 +286,10 @@ RENDERERS: dict[str, Renderer] = {
     "quickstart_output": Renderer(_output, "quickstart"),
     "quickstart_full": Renderer(_quickstart, "quickstart_full"),
     "quickstart_full_summary": Renderer(_summary, "quickstart_full"),
+    "tree_packing": Renderer(_tree_packing, "tree_packing"),
+    "tree_packing_real": Renderer(
+        lambda result: f"{markdown(_tree_real(result))}\n\n{_ran(result)}", "tree_packing"
+    ),
     "paper": Renderer(_paper),
 }
 
