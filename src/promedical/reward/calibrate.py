@@ -15,7 +15,7 @@ Left to others: scoring (`grade`), and figures about how well it works (`promedi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -67,6 +67,14 @@ class TierCalibration:
     n: int = 0
     true: int = 0
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise CalibrationError(
+                f"temperature: found {self.temperature!r}, expected a number > 0"
+            )
+        if not math.isfinite(self.bias):
+            raise CalibrationError(f"bias: found {self.bias!r}, expected a number")
+
     def probability(self, score: float) -> float:
         """Probability that the criterion's sentence is true; NaN for a NaN score."""
         z = score / self.temperature + self.bias
@@ -81,6 +89,10 @@ class Band:
 
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low <= self.high:
+            raise CalibrationError(f"band: found low {self.low!r} and high {self.high!r}")
 
     def verdict(self, probability: float) -> Verdict:
         """The verdict of a probability; NaN, which no judgment gives, is an error."""
@@ -122,12 +134,26 @@ class Calibration:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Calibration:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            CalibrationError: a part or tier that is missing, or numbers that give no verdict.
+        """
+
+        def part(name: str, build: Callable[..., Any]) -> dict[Tier, Any]:
+            try:
+                return {tier: build(**data[name][tier.value]) for tier in Tier}
+            except (KeyError, TypeError) as error:
+                raise CalibrationError(
+                    f"{name}: expected every tier with its fields, found {error!r}"
+                ) from None
+
+        try:
+            measured = dict(data["measured"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(f"measured: expected figures by name, found {error!r}") from None
         return cls(
-            {Tier(t): TierCalibration(**c) for t, c in data["tiers"].items()},
-            {Tier(t): Band(**b) for t, b in data["audit"].items()},
-            {Tier(t): Band(**b) for t, b in data["reward"].items()},
-            dict(data["measured"]),
+            part("tiers", TierCalibration), part("audit", Band), part("reward", Band), measured
         )
 
     @classmethod
@@ -161,7 +187,9 @@ def calibrate(
             raise CalibrationError(f"{name}: found {value!r}, expected a number between 0 and 1")
     for item in items:
         if not math.isfinite(item.score):
-            raise CalibrationError(f"score of response {item.response}: found {item.score!r}")
+            raise CalibrationError(
+                f"score of response {item.response}: found {item.score!r}, expected a finite number"
+            )
     tiers, bands = {}, {}
     for tier in Tier:
         scores, labels = _resolved(items, tier)

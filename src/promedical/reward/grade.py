@@ -20,10 +20,12 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from promedical.records import GradedInstruction, Message, RecordError
 from promedical.reward.calibrate import (
     Calibration,
+    CalibrationError,
     CalibrationItem,
     OperatingPoint,
     calibrate,
@@ -118,22 +120,28 @@ class RubricRewardModel:
         """Load a checkpoint folder or Hub id.
 
         Raises:
-            CheckpointError: `promedical.json` is broken or of another template version. A
-                checkpoint without it loads uncalibrated.
+            CheckpointError: this is no reward model, or its `promedical.json` is broken or of
+                another template version. A checkpoint without that file loads uncalibrated.
         """
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True
+            )
+            metadata = cached_file(path, METADATA, _raise_exceptions_for_missing_entries=False)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be loaded: {error}") from None
         if model.config.num_labels != 1:
             raise CheckpointError(
                 f"{path}: num_labels: found {model.config.num_labels}, expected 1 (a reward model)"
             )
+        if loading["missing_keys"]:
+            # transformers draws them at random, and random scores look like scores.
+            raise CheckpointError(f"{path}: has no weights for {sorted(loading['missing_keys'])}")
         ensure_pad(tokenizer, model)
         if device is not None:
             model.to(device)
-        calibration = None
-        metadata = Path(path) / METADATA
-        if metadata.exists():
-            calibration = _read_metadata(metadata)
+        calibration = None if metadata is None else _read_metadata(Path(metadata))
         return cls(
             TreeRewardModel(model), tokenizer, calibration=calibration, max_tokens=max_tokens
         )
@@ -151,7 +159,10 @@ class RubricRewardModel:
             "for a veto, that it is violated",
             "calibration": self.calibration.to_json(),
         } | extra
-        (Path(path) / METADATA).write_text(json.dumps(data, indent=2, sort_keys=True))
+        # Renamed into place, so that a reader never sees half of it.
+        partial = Path(path) / f".{METADATA}"
+        partial.write_text(json.dumps(data, indent=2, sort_keys=True))
+        partial.replace(Path(path) / METADATA)
 
     def grade(
         self,
@@ -287,8 +298,8 @@ class RubricRewardModel:
                 hidden = None if self.cache is None else self.cache.hidden(row)
                 with torch.inference_mode():
                     scored = self.model.score(row, hidden).float().cpu().tolist()
-                for leaf, s in zip(row.leaves, scored, strict=True):
-                    r, k = divmod(keep[leaf.leaf], len(texts))
+                for packed, s in zip(row.leaves, scored, strict=True):
+                    r, k = divmod(keep[packed.leaf], len(texts))
                     if math.isfinite(s):
                         values[r][k] = s
                     else:
@@ -299,8 +310,7 @@ class RubricRewardModel:
 def _read_metadata(path: Path) -> Calibration:
     try:
         data = json.loads(path.read_text())
-        version = data["template_version"]
-        calibration = Calibration.from_json(data["calibration"])
+        version, fitted = data["template_version"], data["calibration"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error!r})") from None
     if version != TEMPLATE_VERSION:
@@ -308,4 +318,7 @@ def _read_metadata(path: Path) -> Calibration:
             f"{path}: template_version: found {version!r}, expected {TEMPLATE_VERSION!r}; "
             "scores of another template do not fit this calibration"
         )
-    return calibration
+    try:
+        return Calibration.from_json(fitted)
+    except CalibrationError as error:
+        raise CheckpointError(f"{path}: calibration: {error}") from None
