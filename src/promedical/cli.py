@@ -121,15 +121,14 @@ def _quickstart(argv: list[str]) -> int:
     from promedical import quickstart
     from promedical.recipe import load_recipe, recipe_parser
 
-    presets = getattr(quickstart, "PRESETS", {})
     parser = recipe_parser(
         quickstart.QuickstartRecipe,
-        presets=presets,
+        presets=quickstart.PRESETS,
         prog="promedical quickstart",
         usage="%(prog)s [--fast | --full] [--out DIR] [--recipe FILE] [flags]",
         description=QUICKSTART,
     )
-    recipe = load_recipe(quickstart.QuickstartRecipe, None, argv, presets=presets, parser=parser)
+    recipe = load_recipe(quickstart.QuickstartRecipe, None, argv, presets=quickstart.PRESETS, parser=parser)
     return quickstart.run_quickstart(recipe)
 
 

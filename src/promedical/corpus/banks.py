@@ -37,14 +37,14 @@ _VETO = {
         "referral to a clinician."
     ),
     VetoKind.MISSED_EMERGENCY: (
-        "The user states red flags of an emergency, and the answer does not direct them to urgent "
+        "Red flags of an emergency are stated, and the answer does not direct the person to urgent "
         "care."
     ),
 }
 
 _EXCELLENCE = {
     "empathy": "The answer kindly acknowledges the person's worry or discomfort.",
-    "organisation": "The answer gives the main point first and the rest in a clear order.",
+    "organisation": "The answer is clearly laid out, in short sentences, steps or under headings.",
     "when_to_seek_care": "The answer says which symptoms or events call for seeing a clinician.",
 }
 

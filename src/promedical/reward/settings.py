@@ -17,12 +17,13 @@ class TierWeights:
     """w_tier of the loss.
 
     Args:
-        proficiency, excellence, veto, overall: weight of a unit of that tier, ≥ 0.
+        proficiency, excellence, veto, overall: weight of a unit of that tier, ≥ 0; vetoes count
+            double by default, since they are the hardest to learn and come first.
     """
 
     proficiency: float = 1.0
     excellence: float = 1.0
-    veto: float = 1.0
+    veto: float = 2.0
     overall: float = 1.0
 
     def __post_init__(self) -> None:
@@ -55,8 +56,8 @@ class TrainSettings:
     head_init: Literal["yes_no", "random"] = "yes_no"
     frozen_layers: int = 20
     epochs: float = 1.0
-    batch_trees: int = 8
-    learning_rate: float = 1e-4
+    batch_trees: int = 2
+    learning_rate: float = 3e-4
     warmup_ratio: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0

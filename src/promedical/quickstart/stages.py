@@ -1,14 +1,4 @@
-"""The whole method in small, on the embedded corpus and model: the `promedical quickstart` command.
-
-Stages, each with a JSON file of its own, so that a run killed at any moment goes on from the last
-finished one:
-
-    data      K-QA → rubrics → controlled degradation → train, calibration and bench rows (7.3)
-    train     Explicit Criteria Injection, and the scalar baseline, on the same trees (4)
-    bench     thresholds on the calibration split; the models and every null baseline (6)
-    grpo      a policy against the reward model at its operating point "reward" (5)
-    answers   base and tuned policy answer the bench's questions, graded by that reward
-    report    one HTML page
+"""The stages of the quickstart: each a function from what earlier stages left to a JSON result.
 
 Nothing is decided here that a stage's own module could decide; this file says what follows what.
 """
@@ -18,40 +8,28 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promedical.corpus.degrade import DegradeConfig
-from promedical.policy.grpo import GrpoRecipe
-from promedical.progress import Stages
-from promedical.provenance import provenance, recipe_hash
+from promedical.provenance import recipe_hash
+from promedical.quickstart.results import before_after, collect, order
+from promedical.quickstart.settings import QuickstartError, QuickstartRecipe, plain
 from promedical.records import GradedInstruction, read_dataset, write_dataset
-from promedical.reward.settings import TrainSettings
-from promedical.rubric import reward
+from promedical.rubric import VetoKind, reward
 
 if TYPE_CHECKING:
     from promedical.demo.kqa import Dropped
     from promedical.reward.grade import RawScores, RubricRewardModel
     from promedical.reward.trunk import TrunkCache
 
-__all__ = ["QuickstartError", "QuickstartRecipe", "run_quickstart"]
+__all__ = ["STAGES", "TITLES", "Run", "write_json"]
 
 Move = Callable[[str, int, int], None]
 
-# Minutes the default run may take on two cores, as printed beside what it took.
-PLANNED_MINUTES = {
-    "data": 0.5,
-    "train": 7.0,
-    "bench": 5.0,
-    "grpo": 3.0,
-    "answers": 4.0,
-    "report": 0.5,
-}
+# Apart from each other, and from those of another copy.
+SEED_OF_SPLIT = {"train": 0, "calibration": 1, "bench": 2}
 TITLES = {
     "data": "Data and controlled degradation",
     "train": "Reward model and scalar baseline",
@@ -62,58 +40,7 @@ TITLES = {
 }
 
 
-class QuickstartError(ValueError):
-    """A folder that holds another run, or settings that do not fit together."""
-
-
-@dataclass(frozen=True)
-class QuickstartRecipe:
-    """Settings of the whole run; the defaults fit 20 minutes on two CPU cores.
-
-    Args:
-        out: folder of the run.
-        model: "embedded" (SmolLM2-135M-Instruct), a folder or a Hub id.
-        seed: of everything that is random.
-        train_instructions: how many training instructions are used.
-        bench_instructions: how many of the bench's.
-        copies: how many times every training instruction is degraded anew.
-        max_criteria: criteria a rubric is cut down to, at least `min_veto` of them vetoes.
-        min_veto: see there.
-        veto_recall: recall that the audit operating point keeps on the calibration split.
-        clean_violations: share of clean answers that the reward operating point may flag.
-        answer_tokens: longest answer before and after, in tokens.
-        degrade: of the constructed responses.
-        train: of both reward models.
-        grpo: of the policy.
-    """
-
-    out: str = "runs/quickstart"
-    model: str = "embedded"
-    seed: int = 0
-    train_instructions: int = 127
-    bench_instructions: int = 49
-    copies: int = 1
-    max_criteria: int = 8
-    min_veto: int = 2
-    veto_recall: float = 0.9
-    clean_violations: float = 0.05
-    answer_tokens: int = 96
-    degrade: DegradeConfig = field(default_factory=DegradeConfig)
-    train: TrainSettings = field(default_factory=TrainSettings)
-    grpo: GrpoRecipe = field(default_factory=GrpoRecipe)
-
-    def __post_init__(self) -> None:
-        for name in ("train_instructions", "bench_instructions", "copies", "answer_tokens"):
-            if getattr(self, name) < 1:
-                raise QuickstartError(f"{name}: found {getattr(self, name)!r}, expected 1 or more")
-        if self.max_criteria <= self.min_veto:
-            raise QuickstartError(
-                f"max_criteria: found {self.max_criteria}, expected more than min_veto = "
-                f"{self.min_veto}"
-            )
-
-
-class _Run:
+class Run:
     """One run's folder, and what its stages share in memory."""
 
     def __init__(self, recipe: QuickstartRecipe) -> None:
@@ -131,16 +58,16 @@ class _Run:
             QuickstartError: it holds a run with other settings.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        settings = asdict(replace(self.recipe, out=""))
+        settings = plain(replace(self.recipe, out=""))
         path = self.out / "recipe.json"
         if path.exists():
-            if json.loads(path.read_text()) != json.loads(json.dumps(settings)):
+            if json.loads(path.read_text()) != settings:
                 raise QuickstartError(
                     f"{self.out}: holds a run with other settings; choose another --out, or "
                     "remove it to start anew"
                 )
             return
-        _write_json(path, settings)
+        write_json(path, settings)
 
     def stage_file(self, name: str) -> Path:
         return self.out / "stages" / f"{name}.json"
@@ -211,10 +138,7 @@ class _Run:
         )
 
 
-# -- stages ---------------------------------------------------------------------------------
-
-
-def _data(run: _Run, move: Move) -> dict[str, Any]:
+def _data(run: Run, move: Move) -> dict[str, Any]:
     """Build the three graded splits and prove that they do not overlap."""
     from transformers import AutoTokenizer
 
@@ -236,7 +160,7 @@ def _data(run: _Run, move: Move) -> dict[str, Any]:
     kqa = load_kqa()
     sources = {
         "train": list(kqa.train[: recipe.train_instructions]),
-        "calibration": list(kqa.calibration),
+        "calibration": list(kqa.calibration[: recipe.calibration_instructions]),
         "bench": list(kqa.bench[: recipe.bench_instructions]),
     }
     overlaps = find_overlaps(
@@ -262,27 +186,25 @@ def _data(run: _Run, move: Move) -> dict[str, Any]:
             result = degrade(
                 rows,
                 split="bench" if split == "bench" else "train",
-                # Apart from each other and from any other split's seeds.
-                seed=recipe.seed + 1000 * copy + {"train": 0, "calibration": 1, "bench": 2}[split],
-                config=recipe.degrade,
-                count_tokens=count_tokens,
+                seed=recipe.seed + 1000 * copy + SEED_OF_SPLIT[split],
+                config=replace(recipe.degrade, count_tokens=count_tokens),
             )
             built += [
                 row if copies == 1 else replace(row, id=f"{row.id}#{copy}") for row in result.rows
             ]
             counts = result.counts if not copy else counts
         # Calibration keeps every veto: the reward point is family-wise over the whole bank.
-        vetoes = 7 if split == "calibration" else recipe.min_veto
+        whole_bank = split == "calibration"
         cut = [
             cut_rubric(
                 row,
-                max_criteria=recipe.max_criteria + vetoes - recipe.min_veto,
-                min_veto=vetoes,
+                max_criteria=recipe.max_criteria + 2 * whole_bank,
+                min_veto=len(VetoKind) if whole_bank else recipe.min_veto,
                 seed=recipe.seed,
             )
             for row in built
         ]
-        digest = write_dataset(run.out / "data" / split, cut, recipe=asdict(recipe.degrade))
+        digest = write_dataset(run.out / "data" / split, cut, recipe=plain(recipe.degrade))
         summary["splits"][split] = {
             "instructions": len(cut),
             "responses": sum(len(r.responses) for r in cut),
@@ -315,7 +237,7 @@ def _dropped(dropped: Dropped) -> dict[str, int]:
     }
 
 
-def _train(run: _Run, move: Move) -> dict[str, Any]:
+def _train(run: Run, move: Move) -> dict[str, Any]:
     """Train the explicit model and the scalar baseline on the same trees and epochs."""
     from promedical.reward.instances import training_trees
     from promedical.reward.render import Renderer
@@ -342,10 +264,12 @@ def _train(run: _Run, move: Move) -> dict[str, Any]:
             "counts": result.counts,
             "seconds": result.seconds,
         }
-    return found
+    # Every token is read once an epoch, and by the frozen layers once in all.
+    read = sum(part["counts"]["unique_tokens"] for part in found.values())
+    return found | {"tokens": round(read * run.recipe.train.epochs)}
 
 
-def _bench(run: _Run, move: Move) -> dict[str, Any]:
+def _bench(run: Run, move: Move) -> dict[str, Any]:
     """Calibrate on the calibration split, then measure every grader on the bench."""
     from promedical.bench.baselines import null_graders
     from promedical.bench.evaluate import GraderScores, evaluate, physicians
@@ -380,7 +304,7 @@ def _bench(run: _Run, move: Move) -> dict[str, Any]:
                 clean_violations=run.recipe.clean_violations,
             )
             calibrated.save_metadata(
-                run.out / "models" / name, recipe_hash=recipe_hash(run.recipe)
+                run.out / "models" / name, recipe_hash=recipe_hash(plain(run.recipe))
             )
         graders[name] = GraderScores(
             scores=_merged(s.criteria for s in scored.values()) if explicit else None,
@@ -402,7 +326,7 @@ def _bench(run: _Run, move: Move) -> dict[str, Any]:
     return table
 
 
-def _grpo(run: _Run, move: Move) -> dict[str, Any]:
+def _grpo(run: Run, move: Move) -> dict[str, Any]:
     """Optimise the policy against the frozen reward model."""
     from promedical.policy.grpo import train_grpo
 
@@ -426,10 +350,11 @@ def _grpo(run: _Run, move: Move) -> dict[str, Any]:
         "done_steps": result.done_steps,
         "seconds": result.seconds,
         "stopped_by": result.stopped_by,
+        "tokens": round(sum((s.completion_tokens or 0) * s.reward.answers for s in result.history)),
     }
 
 
-def _answers(run: _Run, move: Move) -> dict[str, Any]:
+def _answers(run: Run, move: Move) -> dict[str, Any]:
     """Base and tuned policy answer the bench; the reward they were trained on grades both."""
     from promedical.policy.generate import generate
 
@@ -456,6 +381,7 @@ def _answers(run: _Run, move: Move) -> dict[str, Any]:
                     "instruction_id": row.id,
                     "text": text,
                     "tokens": answers.tokens[number - 1],
+                    "cut": answers.cut[number - 1],
                     "s1": grade.scores.s1,
                     "s2": grade.scores.s2,
                     "s3": grade.scores.s3 + grade.scores.unresolved.veto,
@@ -467,47 +393,31 @@ def _answers(run: _Run, move: Move) -> dict[str, Any]:
                 }
             )
             move(f"grading {name}", number, len(bench))
-    return {"answers": graded, "cut": cut, "compared": _before_after(graded, recipe.seed)}
+    return {
+        "answers": graded,
+        "cut": cut,
+        "compared": before_after(graded, recipe.seed),
+        "order": order(graded),
+        "tokens": sum(answer["tokens"] for part in graded.values() for answer in part),
+    }
 
 
-def _before_after(graded: Mapping[str, Sequence[Mapping[str, Any]]], seed: int) -> dict[str, Any]:
-    """Means of base and tuned with intervals, and the paired difference, over questions."""
-    import numpy as np
-
-    from promedical.bench.intervals import Bootstrap, mean
-
-    both = [
-        (b, t)
-        for b, t in zip(graded["base"], graded["tuned"], strict=True)
-        if b["reward"] is not None and t["reward"] is not None
-    ]
-    n = len(both)
-    bootstrap, index = Bootstrap(n, seed=seed), np.arange(n)
-    found: dict[str, Any] = {"ungraded": len(graded["base"]) - n, "metrics": {}}
-    for metric in ("s1", "s2", "s3", "reward", "tokens"):
-        values = {
-            name: np.array([float(pair[i][metric]) for pair in both])
-            for i, name in enumerate(("base", "tuned"))
-        }
-        statistics = {k: mean(v, index, n, "answer") for k, v in values.items()}
-        found["metrics"][metric] = {
-            **{name: bootstrap.figure(s).to_json() for name, s in statistics.items()},
-            "difference": bootstrap.difference(statistics["tuned"], statistics["base"]).to_json(),
-        }
-    return found
-
-
-def _report(run: _Run, move: Move) -> dict[str, Any]:
+def _report(run: Run, move: Move) -> dict[str, Any]:
     """Collect the results, and write `results.json` and `report.html`."""
-    from promedical.bench.report import render_report
+    from promedical.bench.report import write_report
 
-    results = collect(run)
-    _write_json(run.out / "results.json", results)
-    (run.out / "report.html").write_text(render_report(results), encoding="utf-8")
+    finished = {
+        name: json.loads(run.stage_file(name).read_text())
+        for name in STAGES
+        if run.stage_file(name).exists()
+    }
+    results = collect(run.recipe, finished, TITLES, run.rows("bench"))
+    write_json(run.out / "results.json", results)
+    write_report(run.out / "report.html", results)
     return {"report": "report.html"}
 
 
-STAGES: dict[str, Callable[[_Run, Move], dict[str, Any]]] = {
+STAGES: dict[str, Callable[[Run, Move], dict[str, Any]]] = {
     "data": _data,
     "train": _train,
     "bench": _bench,
@@ -517,118 +427,14 @@ STAGES: dict[str, Callable[[_Run, Move], dict[str, Any]]] = {
 }
 
 
-def collect(run: _Run) -> dict[str, Any]:
-    """Every stage's result in the layout of `promedical.bench.report`."""
-    stages = [
-        json.loads(run.stage_file(name).read_text()) | {"name": name}
-        for name in STAGES
-        if run.stage_file(name).exists()
-    ]
-    results = {stage["name"]: stage["result"] for stage in stages}
-    examples = _examples(run, results) if "answers" in results else []
-    data = results.get("data", {"splits": {"bench": {"fingerprint": None}}})
-    return {
-        "stages": [
-            {
-                "name": stage["name"],
-                "title": TITLES[stage["name"]],
-                "seconds": stage["seconds"],
-                "planned_seconds": PLANNED_MINUTES[stage["name"]] * 60,
-            }
-            for stage in stages
-        ],
-        "peak_memory_gb": max((s["peak_memory_gb"] for s in stages), default=None),
-        **results,
-        "examples": examples,
-        "provenance": provenance(
-            seed=run.recipe.seed,
-            recipe=replace(run.recipe, out=""),
-            data_fingerprint=data["splits"]["bench"]["fingerprint"],
-        ),
-    }
-
-
-def _examples(run: _Run, results: Mapping[str, Any], count: int = 5) -> list[dict[str, Any]]:
-    """The first few questions with the tuned policy's answer, verdict by verdict."""
-    bench = {row.id: row for row in run.rows("bench")}
-    shown = []
-    answers = results["answers"]["answers"]
-    for base, tuned in list(zip(answers["base"], answers["tuned"], strict=True))[:count]:
-        row = bench[tuned["instruction_id"]]
-        assert row.rubric is not None
-        shown.append(
-            {
-                "question": row.messages[-1].content,
-                "base": base,
-                "tuned": tuned,
-                "criteria": [
-                    {"id": c.id, "tier": c.tier.value, "text": c.text, "weight": c.weight}
-                    for c in row.rubric.criteria
-                ],
-            }
-        )
-    return shown
-
-
-def run_quickstart(recipe: QuickstartRecipe) -> int:
-    """Run, or go on with, every stage; print the headline and where the report is.
-
-    Raises:
-        QuickstartError: the folder holds a run with other settings, or the splits overlap.
-    """
-    run = _Run(recipe)
-    run.claim()
-    _quiet()
-    show = Stages(len(STAGES))
-    for name, stage in STAGES.items():
-        path = run.stage_file(name)
-        if path.exists():
-            show.skipped(TITLES[name], json.loads(path.read_text())["seconds"])
-            continue
-        started = time.monotonic()
-        with show.stage(TITLES[name]) as move:
-            result = stage(run, move)
-        _write_json(
-            path,
-            {
-                "result": result,
-                "seconds": time.monotonic() - started,
-                "peak_memory_gb": _peak_memory_gb(),
-            },
-        )
-    from promedical.bench.report import headline
-
-    results = json.loads((run.out / "results.json").read_text())
-    for line in headline(results):
-        print(line)
-    print(f"Report: {run.out / 'report.html'}")
-    return 0
-
-
-def _quiet() -> None:
-    """Keep libraries' chatter and bars out of the way of ours."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
-def _merged(parts: Any) -> dict[Any, float]:
+def _merged(parts: Iterable[Mapping[Any, float]]) -> dict[Any, float]:
     merged: dict[Any, float] = {}
     for part in parts:
         merged |= part
     return merged
 
 
-def _peak_memory_gb() -> float:
-    """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024**3 if sys.platform == "darwin" else 1024**2)
-
-
-def _write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any) -> None:
     """Write to a temporary name and rename, so that a file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.tmp")
