@@ -11,7 +11,6 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.set-up
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
-CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .PHONY: setup quickstart test tests lint types figures figures-check wheel clean
 .DEFAULT_GOAL := quickstart
@@ -24,13 +23,13 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "make: $(PYTHON) is too old, Python 3.11 or newer is needed (make PYTHON=python3.12 …)" >&2; \
 	  exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@# Without an NVIDIA GPU on Linux, the CPU build of torch: from the indexes pip is set up
-	@# with if one of them has it, else from PyTorch's own.
+	@# Without an NVIDIA GPU on Linux, the CPU build of torch, if an index pip is set up with has it.
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
-	  echo "no NVIDIA GPU found: installing the CPU build of torch $(TORCH)"; \
+	  echo "no NVIDIA GPU found: looking for the CPU build of torch $(TORCH)"; \
 	  $(BIN)/pip install -c constraints.txt "torch==$(TORCH)+cpu" >.venv/torch.log 2>&1 \
-	  || $(BIN)/pip install -c constraints.txt --extra-index-url $(CPU_INDEX) "torch==$(TORCH)+cpu" \
-	  || echo "no CPU build to be had: taking the plain one (several gigabytes)"; \
+	  || { echo "pip's indexes do not have it (.venv/torch.log): taking the plain build, several"; \
+	       echo "gigabytes. To avoid that, stop (Ctrl-C), add the index that PyTorch's install page"; \
+	       echo "names for CPUs (pip config set global.extra-index-url …), and run make again."; }; \
 	fi
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	@touch $@
