@@ -128,7 +128,9 @@ def _quickstart(argv: list[str]) -> int:
         usage="%(prog)s [--fast | --full] [--out DIR] [--recipe FILE] [flags]",
         description=QUICKSTART,
     )
-    recipe = load_recipe(quickstart.QuickstartRecipe, None, argv, presets=quickstart.PRESETS, parser=parser)
+    recipe = load_recipe(
+        quickstart.QuickstartRecipe, None, argv, presets=quickstart.PRESETS, parser=parser
+    )
     return quickstart.run_quickstart(recipe)
 
 

@@ -194,12 +194,12 @@ def _data(run: Run, move: Move) -> dict[str, Any]:
             ]
             counts = result.counts if not copy else counts
         # Calibration keeps every veto: the reward point is family-wise over the whole bank.
-        whole_bank = split == "calibration"
+        vetoes = len(VetoKind) if split == "calibration" else recipe.min_veto
         cut = [
             cut_rubric(
                 row,
-                max_criteria=recipe.max_criteria + 2 * whole_bank,
-                min_veto=len(VetoKind) if whole_bank else recipe.min_veto,
+                max_criteria=recipe.max_criteria + vetoes - recipe.min_veto,
+                min_veto=vetoes,
                 seed=recipe.seed,
             )
             for row in built
