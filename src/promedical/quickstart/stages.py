@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,10 +97,11 @@ class Run:
         model, tokenizer = initialise(
             self.base_path(), head_init=settings.head_init, seed=self.recipe.seed
         )
-        if settings.frozen_layers > len(model.base_model.layers):
+        layers = model.config.num_hidden_layers
+        if settings.frozen_layers > layers:
             raise QuickstartError(
                 f"train.frozen_layers: found {settings.frozen_layers}, but {self.recipe.model} "
-                f"has {len(model.base_model.layers)} layers"
+                f"has {layers} layers"
             )
         return TreeRewardModel(model, frozen_layers=settings.frozen_layers), tokenizer
 
@@ -257,7 +259,7 @@ def _train(run: Run, move: Move) -> dict[str, Any]:
             out,
             seed=run.recipe.seed,
             cache=run.cache(),
-            progress=lambda done, total, name=name: move(name, done, total),
+            progress=partial(move, name),
         )
         found[name] = {
             "history": list(result.history),
@@ -292,7 +294,7 @@ def _bench(run: Run, move: Move) -> dict[str, Any]:
                 rows,
                 criteria=explicit,
                 overall=True,
-                progress=lambda done, total, what=f"{name} on {split}": move(what, done, total),
+                progress=partial(move, f"{name} on {split}"),
             )
             failures += len(scored[split].failures)
             tokens += scored[split].tokens
@@ -342,7 +344,7 @@ def _grpo(run: Run, move: Move) -> dict[str, Any]:
         list(seen.values()),
         grader,
         run.out / "grpo",
-        progress=lambda done, total: move("steps", done, total),
+        progress=partial(move, "steps"),
     )
     return {
         "history": [asdict(step) for step in result.history],
@@ -369,7 +371,7 @@ def _answers(run: Run, move: Move) -> dict[str, Any]:
             bench,
             max_new_tokens=recipe.answer_tokens,
             seed=recipe.seed,
-            progress=lambda done, total, name=name: move(f"{name} answers", done, total),
+            progress=partial(move, f"{name} answers"),
         )
         cut[name] = answers.cut_count
         graded[name] = []

@@ -23,6 +23,7 @@ Left to others: rows (`tree`), the loss and which layers are trained (`model`).
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -195,12 +196,13 @@ class _RunAttention(torch.autograd.Function):
         lse = torch.empty(query.shape[:3], dtype=torch.float32)
         for start, stop in runs.own:
             held = slice(start, stop)
-            part = _flash(query[:, :, held], key[:, :, held], value[:, :, held], True, scale)
-            out[:, :, held], lse[:, :, held] = part
+            out[:, :, held], lse[:, :, held] = _flash(
+                query[:, :, held], key[:, :, held], value[:, :, held], True, scale
+            )
         held = slice(*runs.leaves)
-        batch = [_batch(states[0, :, held], runs) for states in (query, key, value)]
-        for whole, part in zip((out, lse), _flash(*batch, True, scale), strict=True):
-            whole[0, :, held] = _unbatch(part, runs)
+        q, k, v = (_batch(states[0, :, held], runs) for states in (query, key, value))
+        for whole, found in zip((out, lse), _flash(q, k, v, True, scale), strict=True):
+            whole[0, :, held] = _unbatch(found, runs)
         for start, stop, first, last in runs.above:
             held, seen = slice(start, stop), slice(first, last)
             part, part_lse = _flash(
@@ -220,10 +222,11 @@ class _RunAttention(torch.autograd.Function):
         grads = [torch.zeros_like(states) for states in (query, key, value)]
         held = slice(*runs.leaves)
         # Padding gets a zero gradient and, through an infinite ℓ, zero attention.
-        batch = [_batch(grad[0, :, held], runs, 0.0)]
-        batch += [_batch(states[0, :, held], runs) for states in (query, key, value, out)]
-        batch.append(_batch(lse[0, :, held], runs, float("inf")))
-        for whole, part in zip(grads, _flash_backward(*batch, True, scale), strict=True):
+        q, k, v, o = (_batch(states[0, :, held], runs) for states in (query, key, value, out))
+        g, ends = _batch(grad[0, :, held], runs, 0.0), _batch(lse[0, :, held], runs, math.inf)
+        for whole, part in zip(
+            grads, _flash_backward(g, q, k, v, o, ends, True, scale), strict=True
+        ):
             whole[0, :, held] = _unbatch(part, runs)
         calls = [(start, stop, start, stop, True) for start, stop in runs.own]
         calls += [(*run, False) for run in runs.above]
@@ -446,7 +449,7 @@ def score_row(
         row: the packed row.
         implementation: as in `backbone_forward`.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     reason = unsupported(inner.config)
     if reason is not None:
         warnings.warn(
@@ -458,7 +461,8 @@ def score_row(
     else:
         hidden = backbone_forward(inner.base_model, row, implementation=implementation)
         last = hidden[torch.tensor(row.leaf_ends, device=hidden.device)]
-    return inner.score(last)[:, 0]
+    scores: Tensor = inner.score(last)
+    return scores[:, 0]
 
 
 def _path_states(model: PreTrainedModel, path: tuple[int, ...]) -> Tensor:

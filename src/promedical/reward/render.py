@@ -319,5 +319,6 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None
     if model is not None:
         model.config.pad_token_id = pad
         # An embedding's padding_idx gets no gradient; the old one may be a token that is used.
-        model.get_input_embeddings().padding_idx = pad
+        embedding: Any = model.get_input_embeddings()
+        embedding.padding_idx = pad
     return pad
