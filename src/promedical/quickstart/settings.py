@@ -12,14 +12,14 @@ from promedical.reward.settings import TrainSettings
 
 __all__ = ["PLAN", "PRESETS", "QuickstartError", "QuickstartRecipe", "plain"]
 
-# What the default run may take on two cores: minutes, and tokens through a model (read once or
-# written). Printed beside what it took.
+# What the default run may take on two cores: minutes, and tokens read (train, bench) or written
+# (GRPO, answers). Printed beside what it took.
 PLAN: dict[str, tuple[float, int]] = {
     "data": (0.5, 0),
-    "train": (7.0, 110_000),
-    "bench": (6.0, 160_000),
-    "grpo": (3.0, 25_000),
-    "answers": (3.0, 45_000),
+    "train": (7.0, 105_000),
+    "bench": (6.5, 210_000),
+    "grpo": (3.0, 6_000),
+    "answers": (3.0, 7_500),
     "report": (0.1, 0),
 }
 # What `--fast` and `--full` change.
@@ -73,7 +73,7 @@ class QuickstartRecipe:
     out: str = "runs/quickstart"
     model: str = "embedded"
     seed: int = 0
-    train_instructions: int = 72
+    train_instructions: int = 64
     bench_instructions: int = 49
     calibration_instructions: int = 25
     copies: int = 1
@@ -81,7 +81,7 @@ class QuickstartRecipe:
     min_veto: int = 2
     veto_recall: float = 0.9
     clean_violations: float = 0.05
-    answer_tokens: int = 96
+    answer_tokens: int = 80
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
     grpo: GrpoRecipe = field(default_factory=GrpoRecipe)
