@@ -57,7 +57,6 @@ PACKAGES = (
     "scikit-learn",
     "gguf",
     "model2vec",
-    "semhash",
 )
 # What can change a result. The results themselves and the documents made from them cannot.
 _CODE = ("src", "recipes", "benchmarks", "pyproject.toml", "constraints.txt")

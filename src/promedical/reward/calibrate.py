@@ -4,8 +4,8 @@
 
 Two operating points, kept in the checkpoint, because one threshold cannot serve both:
 
-audit   a veto counts as not violated only below the point that keeps the stated recall; between
-        there and the point of best F1 the verdict is "cannot say", for a person to see
+audit   a veto counts as not violated only below the point that keeps the stated recall and below
+        the point of best F1; between the two the verdict is "cannot say", for a person to see
 reward  at most a stated share of clean calibration responses get any violation, family-wise over
         the whole bank; no band, because RL needs a number for every answer
 
@@ -172,24 +172,21 @@ def calibrate(
     """Fit probabilities and both operating points.
 
     Args:
-        items: every scored leaf of the calibration split, those with unknown labels too: they
-            count as clean where the reward point counts clean responses, and only there.
+        items: every leaf of the calibration split, those with unknown labels too: they count as
+            clean where the reward point counts clean responses, and only there. A response with a
+            score that is not finite (a failed judgment) is left out whole, and counted.
         veto_recall: recall that the audit point keeps on this split.
         clean_violations: largest share of clean responses that may get any violation at the
             reward point.
 
     Raises:
-        CalibrationError: a setting outside (0, 1), a score that is not finite, or a tier whose
-            resolved labels are all alike.
+        CalibrationError: a setting outside (0, 1), or a tier whose resolved labels are all alike.
     """
     for name, value in (("veto_recall", veto_recall), ("clean_violations", clean_violations)):
         if not 0 < value < 1:
             raise CalibrationError(f"{name}: found {value!r}, expected a number between 0 and 1")
-    for item in items:
-        if not math.isfinite(item.score):
-            raise CalibrationError(
-                f"score of response {item.response}: found {item.score!r}, expected a finite number"
-            )
+    failed = {item.response for item in items if not math.isfinite(item.score)}
+    items = [item for item in items if item.response not in failed]
     tiers, bands = {}, {}
     for tier in Tier:
         scores, labels = _resolved(items, tier)
@@ -203,14 +200,16 @@ def calibrate(
     p = np.array([tiers[Tier.VETO].probability(s) for s in scores])
     # The ⌈recall·n⌉-th largest probability of a true violation still counts as "not cleared".
     violated = np.sort(p[labels == 1])[::-1]
-    low = float(violated[math.ceil(veto_recall * len(violated)) - 1])
-    high = max(low, bands[Tier.VETO].high)
+    recall_point = float(violated[math.ceil(veto_recall * len(violated)) - 1])
+    best = bands[Tier.VETO].high
+    low, high = min(recall_point, best), max(recall_point, best)
     audit[Tier.VETO] = Band(low, high)
 
     largest = _largest_of_clean(items, tiers[Tier.VETO])
     cut = _family_wise(largest, clean_violations)
     reward[Tier.VETO] = Band(cut, cut)
     measured = {
+        "responses_left_out": len(failed),
         "veto_recall_target": veto_recall,
         "audit_veto_recall_not_cleared": float(np.mean(violated >= low)),
         "audit_veto_recall_flagged": float(np.mean(violated >= high)),

@@ -32,7 +32,7 @@ from promedical.reward.calibrate import (
 )
 from promedical.reward.instances import OVERALL
 from promedical.reward.model import TreeRewardModel
-from promedical.reward.render import TEMPLATE_VERSION, Renderer, ensure_pad
+from promedical.reward.render import TEMPLATE_VERSION, Renderer, ensure_pad, spoken
 from promedical.reward.tree import Tree, pack
 from promedical.reward.trunk import TrunkCache
 from promedical.rubric import Rubric, Scores, Verdict, score
@@ -58,6 +58,7 @@ class Grade:
             the judgment failed.
         raw: criterion id → s, uncalibrated log-odds.
         failures: criterion id → why the judgment failed.
+        emptied: whether the response was nothing but an unclosed thought, graded as empty.
     """
 
     verdicts: dict[str, Verdict]
@@ -65,6 +66,7 @@ class Grade:
     probabilities: dict[str, float]
     raw: dict[str, float]
     failures: dict[str, str]
+    emptied: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,14 @@ class RawScores:
         overall: (instruction, response) → s of the overall criterion.
         failures: key → why.
         tokens: unique tokens that were read.
+        emptied: responses that were nothing but an unclosed thought, graded as empty.
     """
 
     criteria: dict[tuple[str, str, str], float]
     overall: dict[tuple[str, str], float]
     failures: dict[tuple[str, ...], str]
     tokens: int
+    emptied: int = 0
 
 
 class RubricRewardModel:
@@ -109,6 +113,9 @@ class RubricRewardModel:
         self.renderer = Renderer(tokenizer)
         self.calibration = calibration or Calibration.uncalibrated()
         self.max_tokens = max_tokens
+        # A path may not be longer than a row, nor than the positions the model knows.
+        positions = getattr(model.model.config, "max_position_embeddings", None)
+        self.max_path = min(max_tokens, positions or max_tokens)
         if cache is not None and not cache.same_trunk(model):
             raise ValueError("cache: its frozen layers are not this model's")
         self.cache = cache
@@ -199,7 +206,16 @@ class RubricRewardModel:
                 verdicts[criterion.id], probabilities[criterion.id] = self.calibration.verdict(
                     criterion.tier, s, operating_point
                 )
-            grades.append(Grade(verdicts, score(rubric, verdicts), probabilities, raw, failed))
+            grades.append(
+                Grade(
+                    verdicts,
+                    score(rubric, verdicts),
+                    probabilities,
+                    raw,
+                    failed,
+                    emptied=spoken(responses[r])[1],
+                )
+            )
         return grades
 
     def score_rows(
@@ -242,7 +258,8 @@ class RubricRewardModel:
                         found.failures[key] = failures[r, k]
             if progress is not None:
                 progress(number, len(rows))
-        return RawScores(found.criteria, found.overall, found.failures, tokens)
+        emptied = sum(spoken(r.text)[1] for row in rows for r in row.responses)
+        return RawScores(found.criteria, found.overall, found.failures, tokens, emptied)
 
     def calibrated_on(
         self, rows: Sequence[GradedInstruction], scores: RawScores, **settings: float
@@ -285,9 +302,9 @@ class RubricRewardModel:
         keep, tokens = [], 0
         for i, leaf in enumerate(tree.leaves):
             length = len(tree.prompt) + len(tree.responses[leaf.response]) + len(leaf.tokens)
-            if length > self.max_tokens:
+            if length > self.max_path:
                 failures[divmod(i, len(texts))] = (
-                    f"{length} tokens, more than max_tokens = {self.max_tokens}"
+                    f"{length} tokens, more than the {self.max_path} that fit"
                 )
             else:
                 keep.append(i)

@@ -1,6 +1,6 @@
 """Text to trees: the chat a model reads, cut where it can be shared, with untrusted text kept text.
 
-Implements ARCHITECTURE's rendering for section 7.1 of the method. A path is the chat
+Implements rendering (docs/architecture.md) for section 7.1 of the method. A path is the chat
 
     [our system prompt, conversation, assistant = response, user = criterion] + generation prompt
 
