@@ -449,7 +449,8 @@ def score_row(
         row: the packed row.
         implementation: as in `backbone_forward`.
     """
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    given: Any = model
+    inner = given.get_base_model() if hasattr(given, "get_base_model") else given
     reason = unsupported(inner.config)
     if reason is not None:
         warnings.warn(
