@@ -44,9 +44,9 @@ from transformers.utils import logging as transformers_logging
 from trl import RewardConfig, RewardTrainer
 
 from promedical.provenance import provenance
-from promedical.reward.attention import score_row
-from promedical.reward.loss import LossTerms, rubric_loss
-from promedical.reward.tree import Leaf, PackedRow, Tree, pack, paths
+from promedical.reward_model.attention import score_row
+from promedical.reward_model.loss import LossTerms, rubric_loss
+from promedical.reward_model.tree import Leaf, PackedRow, Tree, pack, paths
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "tree_packing.json"

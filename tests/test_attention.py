@@ -20,7 +20,7 @@ from transformers import (
 
 from promedical.demo.models import cached_model
 from promedical.records import Message
-from promedical.reward.attention import (
+from promedical.reward_model.attention import (
     IMPLEMENTATION,
     AttentionError,
     backbone_forward,
@@ -28,8 +28,8 @@ from promedical.reward.attention import (
     register,
     score_row,
 )
-from promedical.reward.render import Renderer
-from promedical.reward.tree import Leaf, PackedRow, Tree, _Part, _row, pack, paths
+from promedical.reward_model.render import Renderer
+from promedical.reward_model.tree import Leaf, PackedRow, Tree, _Part, _row, pack, paths
 from trees import trees
 
 SIZES = {

@@ -17,8 +17,8 @@ from promedical.policy.generate import generate
 from promedical.policy.grpo import GrpoRecipe, GrpoResult, _Clock, train_grpo
 from promedical.policy.rewards import Grader, GradingError, RubricReward
 from promedical.records import GradedInstruction, Message
-from promedical.reward.grade import RubricRewardModel
-from promedical.reward.model import TreeRewardModel
+from promedical.reward_model.grade import RubricRewardModel
+from promedical.reward_model.model import TreeRewardModel
 from promedical.rubric import (
     Criterion,
     RewardSpec,

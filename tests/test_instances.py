@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promedical.records import GradedInstruction, RecordError
-from promedical.reward.instances import (
+from promedical.reward_model.instances import (
     OVERALL,
     OVERALL_TIER,
     cut_rubric,

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from trl import RewardConfig
 from trl import RewardTrainer as TRLRewardTrainer
 
-from promedical.reward.instances import TrainingTree, Unit, training_trees
-from promedical.reward.loss import LossTerms, pack_training_trees, rubric_loss
-from promedical.reward.model import TreeRewardModel
-from promedical.reward.tree import Leaf, RowBudgetError, Tree, paths
+from promedical.reward_model.instances import TrainingTree, Unit, training_trees
+from promedical.reward_model.loss import LossTerms, pack_training_trees, rubric_loss
+from promedical.reward_model.model import TreeRewardModel
+from promedical.reward_model.tree import Leaf, RowBudgetError, Tree, paths
 from tiny_reward import (
     ABSTAIN,
     ARCHITECTURES,

@@ -22,7 +22,7 @@ from promedical.quickstart import (
 )
 from promedical.recipe import load_recipe
 from promedical.records import read_dataset
-from promedical.reward.settings import TrainSettings
+from promedical.reward_model.settings import TrainSettings
 from promedical.rubric import Tier
 from tiny_policy import save_tiny_policy
 
@@ -40,7 +40,7 @@ class _Encoder:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> QuickstartRecipe:
-    model = save_tiny_policy(tmp_path_factory.mktemp("model"), layers=2)
+    model = save_tiny_policy(tmp_path_factory.mktemp("model"), layers=2, positions=4096)
     return QuickstartRecipe(
         out=str(tmp_path_factory.mktemp("runs") / "tiny"),
         model=str(model),

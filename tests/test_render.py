@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from promedical.demo.models import cached_model
 from promedical.records import Message
-from promedical.reward.render import Renderer, RenderError, ensure_pad, spoken
-from promedical.reward.tree import Tree
+from promedical.reward_model.render import Renderer, RenderError, ensure_pad, spoken
+from promedical.reward_model.tree import Tree
 
 DATA = Path(__file__).parent / "data"
 NAMES = ("smollm2", "qwen3", "llama3")

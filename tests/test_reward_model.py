@@ -20,12 +20,12 @@ from transformers import (
 )
 
 from promedical.records import Message
-from promedical.reward.instances import training_trees
-from promedical.reward.loss import pack_training_trees
-from promedical.reward.model import TreeRewardModel, initialise, yes_no_ids
-from promedical.reward.render import Renderer
-from promedical.reward.tree import pack, paths
-from promedical.reward.trunk import TrunkCache
+from promedical.reward_model.instances import training_trees
+from promedical.reward_model.loss import pack_training_trees
+from promedical.reward_model.model import TreeRewardModel, initialise, yes_no_ids
+from promedical.reward_model.render import Renderer
+from promedical.reward_model.tree import pack, paths
+from promedical.reward_model.trunk import TrunkCache
 from tiny_reward import (
     ARCHITECTURES,
     load_renderer,

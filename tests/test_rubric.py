@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import promedical
 from promedical import (
     Criterion,
     Preference,
@@ -496,3 +498,9 @@ def test_the_heart_needs_the_standard_library_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_submodule_hides_a_name_of_the_package():
+    """`from promedical import reward` stays the function once every module was imported."""
+    found = [m.name for m in pkgutil.iter_modules(promedical.__path__)]
+    assert not set(found) & set(promedical.__all__)

@@ -14,13 +14,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from promedical.reward.instances import Instances, training_trees
-from promedical.reward.loss import pack_training_trees
-from promedical.reward.model import TreeRewardModel
-from promedical.reward.settings import TierWeights, TrainSettings
-from promedical.reward.trainer import RewardTrainer, TrainError, _Rows, train
-from promedical.reward.tree import pack, paths
-from promedical.reward.trunk import TrunkCache
+from promedical.reward_model.instances import Instances, training_trees
+from promedical.reward_model.loss import pack_training_trees
+from promedical.reward_model.model import TreeRewardModel
+from promedical.reward_model.settings import TierWeights, TrainSettings
+from promedical.reward_model.trainer import RewardTrainer, TrainError, _Rows, train
+from promedical.reward_model.tree import pack, paths
+from promedical.reward_model.trunk import TrunkCache
 from tiny_reward import (
     MET,
     UNMET,

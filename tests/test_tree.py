@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promedical.reward.tree import Leaf, RowBudgetError, Tree, TreeError, pack, paths
+from promedical.reward_model.tree import Leaf, RowBudgetError, Tree, TreeError, pack, paths
 from trees import possible_pairs, trees
 
 

@@ -14,9 +14,9 @@ TEMPLATE = (
 )
 
 
-def save_tiny_policy(folder: Path, *, layers: int = 2) -> Path:
+def save_tiny_policy(folder: Path, *, layers: int = 2, positions: int = 512) -> Path:
     """Save model and tokenizer; as in SmolLM2, padding is the end of turn (id 1)."""
-    specials = ["<|im_start|>", "<|im_end|>"]
+    specials = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]  # the last is free for padding
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -27,6 +27,7 @@ def save_tiny_policy(folder: Path, *, layers: int = 2) -> Path:
         eos_token=specials[1],
         pad_token=specials[1],
         bos_token=specials[0],
+        unk_token=specials[2],
     )
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
@@ -38,7 +39,7 @@ def save_tiny_policy(folder: Path, *, layers: int = 2) -> Path:
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         initializer_range=0.3,  # far from uniform, so that no two tokens are equally likely
         eos_token_id=1,
         bos_token_id=0,

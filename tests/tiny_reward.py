@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from promedical.records import GradedInstruction, Message, Response
-from promedical.reward.render import Renderer, ensure_pad
+from promedical.reward_model.render import Renderer, ensure_pad
 from promedical.rubric import Criterion, Rubric, Tier, Verdict
 
 TOKENIZERS = Path(__file__).parent / "data" / "tokenizers"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from promedical.reward.tree import Leaf, Tree
+from promedical.reward_model.tree import Leaf, Tree
 
 TOKENS = range(3, 60)
 

@@ -10,8 +10,8 @@ standard library alone, so that a notebook, a reward server and a trainer share 
     r = clip(S1 + α·S2, 0, 1 + β) − λ·S3
 
 A verdict that is not a verdict (abstain, error) widens a score to an interval; it never counts as
-"safe". Left to others: who gives the verdicts (`promedical.reward`, physicians), and where rubrics
-come from (`promedical.corpus`).
+"safe". Left to others: who gives the verdicts (`promedical.reward_model`, physicians), and where
+rubrics come from (`promedical.corpus`).
 """
 
 from __future__ import annotations

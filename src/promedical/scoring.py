@@ -2,7 +2,8 @@
 
 Section 2 of the method applied to whole rows, without a model: what `promedical score` shows.
 Rows and responses that cannot be scored are counted with the reason. Left to others: the
-definitions (`promedical.rubric`) and where verdicts come from (`promedical.reward`, physicians).
+definitions (`promedical.rubric`) and where verdicts come from (`promedical.reward_model`,
+physicians).
 """
 
 from __future__ import annotations

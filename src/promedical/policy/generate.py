@@ -4,7 +4,7 @@ Used before and after policy optimisation, on the same questions. Prompts go thr
 chat template and are sorted by length, so that a left-padded batch wastes little; greedy decoding
 is the default, since a comparison of two policies should not also compare two samples.
 
-Left to others: grading the answers (`promedical.reward.grade`), faster engines (vLLM).
+Left to others: grading the answers (`promedical.reward_model.grade`), faster engines (vLLM).
 """
 
 from __future__ import annotations

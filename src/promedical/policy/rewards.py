@@ -9,7 +9,8 @@ group, never 0, and is counted.
 What is logged are ids, verdicts and numbers: conversations may be patients', so no text reaches
 TRL's logs from here, and the warning in which TRL prints a whole row is rewritten.
 
-Left to others: grading itself (`promedical.reward.grade`) and training (`promedical.policy.grpo`).
+Left to others: grading itself (`promedical.reward_model.grade`) and training
+(`promedical.policy.grpo`).
 """
 
 from __future__ import annotations

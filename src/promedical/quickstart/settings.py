@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from promedical.corpus.degrade_config import DegradeConfig
 from promedical.policy.grpo import GrpoRecipe
-from promedical.reward.settings import TrainSettings
+from promedical.reward_model.settings import TrainSettings
 
 __all__ = ["PLAN", "PRESETS", "QuickstartError", "QuickstartRecipe", "plain"]
 
@@ -29,6 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_instructions": 12,
         "bench_instructions": 12,
         "calibration_instructions": 8,
+        "physicians_answers": 12,
         "answer_tokens": 32,
         "grpo": {"steps": 2, "max_completion_length": 32},
     },
@@ -58,6 +59,7 @@ class QuickstartRecipe:
         train_instructions: how many training instructions are used.
         bench_instructions: how many of the bench's.
         calibration_instructions: how many of the calibration split's.
+        physicians_answers: how many of the answers that physicians labelled.
         copies: how many times every training instruction is degraded anew.
         max_criteria: criteria a rubric is cut down to, at least `min_veto` of them vetoes.
         min_veto: see there.
@@ -76,6 +78,7 @@ class QuickstartRecipe:
     train_instructions: int = 64
     bench_instructions: int = 49
     calibration_instructions: int = 25
+    physicians_answers: int = 50
     copies: int = 1
     max_criteria: int = 6
     min_veto: int = 2
@@ -91,6 +94,7 @@ class QuickstartRecipe:
             "train_instructions",
             "bench_instructions",
             "calibration_instructions",
+            "physicians_answers",
             "copies",
             "answer_tokens",
         ):

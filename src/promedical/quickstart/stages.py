@@ -22,8 +22,8 @@ from promedical.rubric import VetoKind, reward
 
 if TYPE_CHECKING:
     from promedical.demo.kqa import Dropped
-    from promedical.reward.grade import RawScores, RubricRewardModel
-    from promedical.reward.trunk import TrunkCache
+    from promedical.reward_model.grade import RawScores, RubricRewardModel
+    from promedical.reward_model.trunk import TrunkCache
 
 __all__ = ["STAGES", "TITLES", "Run", "write_json"]
 
@@ -91,7 +91,7 @@ class Run:
 
     def new_model(self) -> tuple[Any, Any]:
         """The untrained reward model and its tokenizer."""
-        from promedical.reward.model import TreeRewardModel, initialise
+        from promedical.reward_model.model import TreeRewardModel, initialise
 
         settings = self.recipe.train
         model, tokenizer = initialise(
@@ -107,7 +107,7 @@ class Run:
 
     def cache(self) -> TrunkCache | None:
         """Hidden states of the frozen layers, shared by all reward models of the run."""
-        from promedical.reward.trunk import TrunkCache
+        from promedical.reward_model.trunk import TrunkCache
 
         if not self.recipe.train.frozen_layers:
             return None
@@ -120,8 +120,8 @@ class Run:
 
     def grader(self, name: str, *, cached: bool = True) -> RubricRewardModel:
         """A reward model of the run: "explicit", "scalar" or "untrained"."""
-        from promedical.reward.grade import RubricRewardModel
-        from promedical.reward.model import TreeRewardModel
+        from promedical.reward_model.grade import RubricRewardModel
+        from promedical.reward_model.model import TreeRewardModel
 
         settings = self.recipe.train
         cache = self.cache() if cached else None
@@ -148,7 +148,7 @@ def _data(run: Run, move: Move) -> dict[str, Any]:
     from promedical.corpus.overlap import find_overlaps
     from promedical.demo.kqa import load_kqa
     from promedical.demo.models import resolve_encoder
-    from promedical.reward.instances import cut_rubric
+    from promedical.reward_model.instances import cut_rubric
 
     recipe = run.recipe
     move("models", 0, 1)
@@ -214,7 +214,7 @@ def _data(run: Run, move: Move) -> dict[str, Any]:
             "counts": counts,
         }
     # Only what physicians labelled is asked there.
-    labelled = [_only_labelled(row) for row in kqa.physicians]
+    labelled = [_only_labelled(row) for row in kqa.physicians[: recipe.physicians_answers]]
     summary["splits"]["physicians"] = {
         "instructions": len(labelled),
         "responses": sum(len(r.responses) for r in labelled),
@@ -241,9 +241,9 @@ def _dropped(dropped: Dropped) -> dict[str, int]:
 
 def _train(run: Run, move: Move) -> dict[str, Any]:
     """Train the explicit model and the scalar baseline on the same trees and epochs."""
-    from promedical.reward.instances import training_trees
-    from promedical.reward.render import Renderer
-    from promedical.reward.trainer import train
+    from promedical.reward_model.instances import training_trees
+    from promedical.reward_model.render import Renderer
+    from promedical.reward_model.trainer import train
 
     rows = run.rows("train")
     found: dict[str, Any] = {}

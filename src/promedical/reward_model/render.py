@@ -9,7 +9,7 @@ token that opens a turn: x | y opens the assistant's turn | c opens the user's t
 rendered over placeholders, so nothing that a conversation, response or criterion holds can look
 like a control token to the template or to the tokenizer: between two control tokens of the template
 text is encoded by a tokenizer that has no added tokens at all. Left to others: packing
-(`promedical.reward.tree`), what is asked (`promedical.corpus`), shortening what is too long.
+(`promedical.reward_model.tree`), what is asked (`promedical.corpus`), shortening what is too long.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promedical.records import Message
-from promedical.reward.tree import Leaf, Tree
+from promedical.reward_model.tree import Leaf, Tree
 
 __all__ = ["SYSTEM_PROMPT", "TEMPLATE_VERSION", "RenderError", "Renderer", "ensure_pad", "spoken"]
 

@@ -25,11 +25,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from promedical.reward.instances import Instances
-from promedical.reward.loss import TrainingRow, pack_training_trees
-from promedical.reward.model import TreeRewardModel
-from promedical.reward.settings import TrainSettings
-from promedical.reward.trunk import TrunkCache
+from promedical.reward_model.instances import Instances
+from promedical.reward_model.loss import TrainingRow, pack_training_trees
+from promedical.reward_model.model import TreeRewardModel
+from promedical.reward_model.settings import TrainSettings
+from promedical.reward_model.trunk import TrunkCache
 
 __all__ = ["RewardTrainer", "TrainError", "TrainResult", "train"]
 
@@ -74,7 +74,7 @@ class RewardTrainer(Trainer):
         return self.accelerator.gather(items).sum().clamp(min=1)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        """The row's loss over the step's items; see `promedical.reward.loss`."""
+        """The row's loss over the step's items; see `promedical.reward_model.loss`."""
         hidden = None if self._cache is None else self._cache.hidden(inputs["row"])
         outputs = model(inputs["row"], inputs["terms"], num_items_in_batch, hidden)
         # Gradients are averaged over processes, while the divisor counts the items of all.

@@ -7,8 +7,8 @@ c_1 … c_K asked about each form a tree, and one row holds all of it, every tok
 
 and position ids continue from the parent, so every leaf scores as its own sequence would. A tree
 over the row budget is split over criteria, then over pairs, the prefix repeated. Plain tuples of
-ints, no tensors: `promedical.reward.render` makes the trees, `promedical.reward.attention` runs the
-rows, and which leaves a loss needs is the trainer's to say.
+ints, no tensors: `render` makes the trees, `attention` runs the rows, and which leaves a loss needs
+is the trainer's to say.
 """
 
 from __future__ import annotations

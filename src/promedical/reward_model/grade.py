@@ -23,18 +23,18 @@ from transformers import (
 from transformers.utils import cached_file
 
 from promedical.records import GradedInstruction, Message, RecordError
-from promedical.reward.calibrate import (
+from promedical.reward_model.calibrate import (
     Calibration,
     CalibrationError,
     CalibrationItem,
     OperatingPoint,
     calibrate,
 )
-from promedical.reward.instances import OVERALL
-from promedical.reward.model import TreeRewardModel
-from promedical.reward.render import TEMPLATE_VERSION, Renderer, ensure_pad, spoken
-from promedical.reward.tree import Tree, pack
-from promedical.reward.trunk import TrunkCache
+from promedical.reward_model.instances import OVERALL
+from promedical.reward_model.model import TreeRewardModel
+from promedical.reward_model.render import TEMPLATE_VERSION, Renderer, ensure_pad, spoken
+from promedical.reward_model.tree import Tree, pack
+from promedical.reward_model.trunk import TrunkCache
 from promedical.rubric import Rubric, Scores, Verdict, score
 
 __all__ = ["CheckpointError", "Grade", "RawScores", "RubricRewardModel"]

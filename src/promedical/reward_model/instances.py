@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 
 from promedical.bench import metrics
 from promedical.records import GradedInstruction, RecordError
-from promedical.reward.render import Renderer
-from promedical.reward.tree import Tree
+from promedical.reward_model.render import Renderer
+from promedical.reward_model.tree import Tree
 from promedical.rubric import Criterion, Tier, Verdict
 
 __all__ = [

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promedical.reward.instances import TrainingTree
-from promedical.reward.tree import PackedRow, Packing, pack
+from promedical.reward_model.instances import TrainingTree
+from promedical.reward_model.tree import PackedRow, Packing, pack
 
 __all__ = ["LossTerms", "PairWeighting", "TrainingRow", "pack_training_trees", "rubric_loss"]
 

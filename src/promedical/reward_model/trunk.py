@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from promedical.reward.model import TreeRewardModel
-from promedical.reward.tree import PackedRow
+from promedical.reward_model.model import TreeRewardModel
+from promedical.reward_model.tree import PackedRow
 
 __all__ = ["TrunkCache"]
 

@@ -23,10 +23,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from promedical.reward.attention import backbone_forward, score_row
-from promedical.reward.loss import LossTerms, rubric_loss
-from promedical.reward.render import ensure_pad
-from promedical.reward.tree import PackedRow
+from promedical.reward_model.attention import backbone_forward, score_row
+from promedical.reward_model.loss import LossTerms, rubric_loss
+from promedical.reward_model.render import ensure_pad
+from promedical.reward_model.tree import PackedRow
 
 __all__ = ["HeadInit", "TreeRewardModel", "initialise", "yes_no_ids"]
 

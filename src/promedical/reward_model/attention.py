@@ -1,6 +1,6 @@
 """Attention over a packed row, level by level, as if every root-to-leaf path were alone.
 
-Implements the attention of section 7.1 of the method. In a row of `promedical.reward.tree` a
+Implements the attention of section 7.1 of the method. In a row of `promedical.reward_model.tree` a
 token may look at its own segment up to itself and at its ancestors. One mask over the whole row
 would compute every invisible query–key pair too, so the row is taken level by level. `register`
 puts this into transformers' attention interface under the name "promedical_tree"; without a row it
@@ -35,7 +35,7 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from promedical.reward.tree import PackedRow
+from promedical.reward_model.tree import PackedRow
 
 __all__ = [
     "IMPLEMENTATION",
