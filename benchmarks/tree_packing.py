@@ -1,6 +1,6 @@
 """What tree packing saves: trees against separate sequences and against TRL's RewardTrainer.
 
-    python benchmarks/tree_packing.py                    # the full run, about 20 minutes on 2 cores
+    python benchmarks/tree_packing.py              # the full run, 11 minutes a repeat on 2 cores
     python benchmarks/tree_packing.py --layers 3 --repeats 1 --out result.json      # a try
 
 The model has the shape of SmolLM2-135M (random weights, float32). Lengths are |x| = 200, |y| = 400,

@@ -19,7 +19,6 @@ os.environ.update(
     TRANSFORMERS_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
-    MPLBACKEND="Agg",
 )
 
 # The same examples every time, so that a red run can be repeated; `--hypothesis-profile explore`
