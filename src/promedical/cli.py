@@ -25,6 +25,7 @@ Align medical language models with physicians' criteria.
 commands:
   quickstart     from physicians' answers to an aligned model and a report, on this machine
   score FILE     S1, S2, S3, reward and preference for rows whose verdicts are known
+  rm VERB        a reward model: train, plan, doctor, serve
 
   promedical COMMAND --help    what a command does, and its flags
   promedical --version
@@ -109,12 +110,29 @@ def _run(arguments: list[str]) -> int:
             return _quickstart(rest)
         if command == "score":
             return _score(rest)
+        if command == "rm":
+            return _rm(rest)
     except SystemExit as stop:  # argparse after printing a command's help
         return int(stop.code or 0)
+    return _unknown("command", command, ["quickstart", "score", "rm"], "promedical --help")
+
+
+def _unknown(what: str, found: str, known: Sequence[str], help_: str) -> int:
     from difflib import get_close_matches
 
-    near = get_close_matches(command, ["quickstart", "score"], 1, 0.0)[0]
-    return _fail(f"unknown command {command!r}, did you mean {near!r}? See promedical --help")
+    near = get_close_matches(found, known, 1, 0.0)[0]
+    return _fail(f"unknown {what} {found!r}, did you mean {near!r}? See {help_}")
+
+
+def _rm(argv: list[str]) -> int:
+    from promedical.reward_model.commands import HELP, VERBS
+
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if argv[0] not in VERBS:
+        return _unknown("verb", argv[0], list(VERBS), "promedical rm --help")
+    return VERBS[argv[0]](argv[1:])
 
 
 def _quickstart(argv: list[str]) -> int:
