@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from promedical.quickstart import (
     run_quickstart,
     stages,
 )
+from promedical.quickstart.results import collect
 from promedical.recipe import load_recipe
 from promedical.records import read_dataset
 from promedical.reward_model.settings import TrainSettings
@@ -54,13 +59,17 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> QuickstartRecipe:
     )
 
 
-@pytest.fixture(scope="module")
-def finished(recipe: QuickstartRecipe) -> Path:
+def _run_tiny(recipe: QuickstartRecipe) -> None:
     """A run of the tiny recipe; the overlap check is told apart from real embeddings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("promedical.demo.models.resolve_encoder", lambda: _Encoder())
         patch.setattr("promedical.corpus.overlap.LIMITS", {})
         assert run_quickstart(recipe) == 0
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: QuickstartRecipe) -> Path:
+    _run_tiny(recipe)
     return Path(recipe.out)
 
 
@@ -129,6 +138,50 @@ def test_a_killed_run_goes_on_from_the_last_finished_stage(
     assert run_quickstart(recipe) == 0
     assert ran == ["report"]
     assert (finished / "report.html").exists()
+
+
+def test_sigkill_in_the_middle_of_a_stage_loses_only_that_stage(
+    finished: Path, recipe: QuickstartRecipe, tmp_path: Path
+) -> None:
+    again = replace(recipe, out=str(tmp_path / "killed"))
+    process = multiprocessing.get_context("spawn").Process(target=_run_tiny, args=(again,))
+    process.start()
+    folder = Path(again.out)
+    deadline = time.monotonic() + 120
+    while not (folder / "models" / "explicit").exists():  # in the middle of training
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    done = {path.name: path.stat().st_mtime_ns for path in (folder / "stages").iterdir()}
+    assert set(done) == {"data.json"}
+
+    _run_tiny(again)
+    assert {n: (folder / "stages" / n).stat().st_mtime_ns for n in done} == done
+    ours, whole = (json.loads((f / "results.json").read_text()) for f in (folder, finished))
+    assert ours["bench"]["graders"] == whole["bench"]["graders"]
+    assert [s["name"] for s in ours["stages"]] == [s["name"] for s in whole["stages"]]
+
+
+def test_a_run_that_went_on_with_other_code_says_so(recipe: QuickstartRecipe) -> None:
+    def stage(commit: str, dirty: bool) -> dict[str, object]:
+        code = {"commit": commit, "dirty": dirty}
+        return {"result": {}, "seconds": 1.0, "peak_memory_gb": 1.0, "code": code}
+
+    for codes, dirty in (
+        ([("a", False), ("a", False)], False),
+        ([("a", False), ("b", False)], True),
+        ([("a", True), ("a", False)], True),
+    ):
+        stage_results = {
+            name: stage(*code) for name, code in zip(("train", "bench"), codes, strict=True)
+        }
+        found = collect(recipe, stage_results, stages.TITLES, [])["provenance"]
+        assert found["dirty"] is dirty
+        assert found["commit"] == codes[-1][0]
 
 
 def test_a_folder_of_other_settings_is_refused(finished: Path, recipe: QuickstartRecipe) -> None:

@@ -26,7 +26,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["REQUIRED", "check", "portable", "project_root", "provenance", "recipe_hash"]
+__all__ = [
+    "REQUIRED",
+    "check",
+    "code_state",
+    "portable",
+    "project_root",
+    "provenance",
+    "recipe_hash",
+]
 
 # Every field must be there; those in `NULLABLE` may be null, which says "there is none".
 REQUIRED = (
@@ -92,12 +100,10 @@ def provenance(
     """
     root = project_root()
     argv, inputs = _portable_command(list(sys.argv if command is None else command), root)
-    commit, dirty = _commit(root)
     return {
         "command": argv,
         "inputs": inputs,
-        "commit": commit,
-        "dirty": dirty,
+        **code_state(),
         "recipe_hash": None if recipe is None else recipe_hash(recipe),
         "seed": seed,
         "data_fingerprint": data_fingerprint,
@@ -106,6 +112,12 @@ def provenance(
         "wall_time_s": _wall_time(started),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+
+
+def code_state() -> dict[str, Any]:
+    """`commit` and `dirty` of the code that runs now, as `provenance` has them."""
+    commit, dirty = _commit(project_root())
+    return {"commit": commit, "dirty": dirty}
 
 
 def check(result: Mapping[str, Any]) -> list[str]:

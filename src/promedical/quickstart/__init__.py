@@ -22,6 +22,7 @@ import sys
 import time
 
 from promedical.progress import Stages
+from promedical.provenance import code_state
 from promedical.quickstart.settings import PRESETS, QuickstartError, QuickstartRecipe
 from promedical.quickstart.stages import STAGES, TITLES, Run, write_json
 
@@ -44,6 +45,7 @@ def run_quickstart(recipe: QuickstartRecipe) -> int:
             show.skipped(TITLES[name], json.loads(path.read_text())["seconds"])
             continue
         started = time.monotonic()
+        code = code_state()
         with show.stage(TITLES[name]) as move:
             result = stage(run, move)
         write_json(
@@ -52,6 +54,7 @@ def run_quickstart(recipe: QuickstartRecipe) -> int:
                 "result": result,
                 "seconds": time.monotonic() - started,
                 "peak_memory_gb": _peak_memory_gb(),
+                "code": code,
             },
         )
     from promedical.bench.report import headline

@@ -72,7 +72,7 @@ def collect(
     """Every finished stage's result in the layout of `promedical.bench.report`.
 
     Args:
-        finished: stage → {"result", "seconds", "peak_memory_gb"}, in order.
+        finished: stage → {"result", "seconds", "peak_memory_gb", "code"}, in order.
         titles: stage → what a person reads.
         bench: the rows whose questions the policies answered.
     """
@@ -103,7 +103,23 @@ def collect(
             seed=recipe.seed,
             recipe=plain(replace(recipe, out="")),
             data_fingerprint=data["splits"]["bench"]["fingerprint"],
-        ),
+        )
+        | _code(finished),
+    }
+
+
+def _code(finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Commit, dirty flag and time of all stages: a run may have gone on with other code."""
+    states = [stage["code"] for stage in finished.values()]
+    commits = list(dict.fromkeys(state["commit"] for state in states))
+    return {
+        "commit": commits[-1] if commits else None,
+        # Not a git checkout: there is no commit to differ from.
+        "dirty": None
+        if commits == [None]
+        else len(commits) > 1 or any(state["dirty"] for state in states),
+        "stage_commits": commits,
+        "wall_time_s": round(sum(stage["seconds"] for stage in finished.values()), 2),
     }
 
 
