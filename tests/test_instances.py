@@ -241,3 +241,22 @@ def test_abstentions_alone_give_no_instance():
         "instructions_without_units": 1,
         "trees": 0,
     }
+
+
+def test_responses_with_the_same_verdict_are_ties_if_asked_for():
+    rows = random_rows(6, seed=4)
+    plain, with_ties = (training_trees(rows, load_renderer(), ties=ties) for ties in (False, True))
+    found = 0
+    for before, after in zip(plain.trees, with_ties.trees, strict=True):
+        assert after.tree == before.tree
+        for old, unit in zip(before.units, after.units, strict=True):
+            assert (old.ties, old.points, old.pairs) == ((), unit.points, unit.pairs)
+            target = dict(unit.points)
+            compared = {frozenset(pair) for pair in (*unit.pairs, *unit.ties)}
+            if unit.tier == OVERALL_TIER:
+                assert unit.ties == ()
+                continue
+            assert len(compared) == len(unit.pairs) + len(unit.ties) == math.comb(len(target), 2)
+            assert all(target[a] == target[b] for a, b in unit.ties)
+            found += len(unit.ties)
+    assert found == sum(n for name, n in with_ties.counts.items() if name.startswith("ties_")) > 0

@@ -45,11 +45,13 @@ class Unit:
         tier: a tier's value, or "overall".
         points: (leaf, 1 if the sentence is true else 0).
         pairs: (leaf of the better response, leaf of the worse).
+        ties: two leaves with the same verdict; the overall preference has none.
     """
 
     tier: str
     points: tuple[tuple[int, int], ...]
     pairs: tuple[tuple[int, int], ...]
+    ties: tuple[tuple[int, int], ...] = ()
 
     @property
     def orientation(self) -> int:
@@ -144,12 +146,14 @@ def training_trees(
     *,
     explicit: bool = True,
     overall: bool = True,
+    ties: bool = False,
 ) -> Instances:
     """One tree an instruction, with a leaf for every (response, criterion) whose label is known.
 
     Args:
         explicit: False leaves only the overall preference: the scalar baseline.
         overall: whether the overall preference is a unit too.
+        ties: whether responses with the same verdict on a criterion are instances of a tie.
 
     Raises:
         RecordError: a row without a rubric.
@@ -163,7 +167,7 @@ def training_trees(
         units: list[Unit] = []
         if explicit:
             for criterion in row.rubric.criteria:
-                unit = _criterion_unit(row, criterion, leaves, counts)
+                unit = _criterion_unit(row, criterion, leaves, counts, ties)
                 if unit is not None:
                     units.append(unit)
         if overall:
@@ -191,6 +195,7 @@ def _criterion_unit(
     criterion: Criterion,
     leaves: list[tuple[int, str]],
     counts: Counter[str],
+    with_ties: bool,
 ) -> Unit | None:
     points: list[tuple[int, int]] = []
     for i, response in enumerate(row.responses):
@@ -209,4 +214,8 @@ def _criterion_unit(
     pairs = tuple(itertools.product(better, worse))
     counts[f"points_{criterion.tier.value}"] += len(points)
     counts[f"pairs_{criterion.tier.value}"] += len(pairs)
-    return Unit(criterion.tier.value, tuple(points), pairs)
+    ties: tuple[tuple[int, int], ...] = ()
+    if with_ties:
+        ties = tuple(pair for same in (true, false) for pair in itertools.combinations(same, 2))
+        counts[f"ties_{criterion.tier.value}"] += len(ties)
+    return Unit(criterion.tier.value, tuple(points), pairs, ties)
