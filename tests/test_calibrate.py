@@ -178,7 +178,12 @@ def test_the_order_of_the_items_does_not_matter(items, rng):
     one, two = calibrate(items), calibrate(shuffled)
     for tier in Tier:
         assert two.tiers[tier].temperature == pytest.approx(one.tiers[tier].temperature, rel=1e-3)
+    fit, same = (dict(found.measured.pop("reliability")) for found in (one, two))
     assert two.measured == pytest.approx(one.measured)
+    for tier in Tier:
+        mine, theirs = fit[tier]["before"], same[tier]["before"]
+        assert theirs["ece"] == pytest.approx(mine["ece"], abs=1e-9)
+        assert [b["n"] for b in theirs["bins"]] == [b["n"] for b in mine["bins"]]
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e3), st.floats(-20, 20))
@@ -201,6 +206,39 @@ def test_platts_fit_recovers_what_made_the_labels():
         assert fitted.temperature == pytest.approx(2.5, rel=0.15)
         assert fitted.bias == pytest.approx(-0.7, abs=0.2)
         assert (fitted.n, fitted.true) == (3000, int(labels.sum()))
+
+
+def test_reliability_before_and_after_is_that_of_the_bench():
+    rng = np.random.default_rng(1)
+    scores = rng.normal(1, 4, 600)
+    labels = rng.random(600) < 1 / (1 + np.exp(-(scores / 4 - 1)))
+    items = [
+        CalibrationItem(("q", str(i)), tier, float(s), MET if y else UNMET)
+        for tier in Tier
+        for i, (s, y) in enumerate(zip(scores, labels, strict=True))
+    ]
+    # Unknown labels and a failed judgment are in no bin.
+    items += [CalibrationItem(("q", "u"), tier, 0.0, ABSTAIN) for tier in Tier]
+    items += [CalibrationItem(("q", "f"), Tier.VETO, math.nan, MET)]
+    found = calibrate(items)
+    assert Calibration.from_json(json.loads(json.dumps(found.to_json()))) == found
+    for tier in Tier:
+        fit = found.measured["reliability"][tier]
+        probabilities = {
+            "before": 1 / (1 + np.exp(-scores)),
+            "after": np.array([found.tiers[tier].probability(float(s)) for s in scores]),
+        }
+        for when, p in probabilities.items():
+            order = np.argsort(p)
+            bins = np.split(order, 15)
+            slow = [len(b) / 600 * abs(p[b].mean() - labels[b].mean()) for b in bins]
+            assert fit[when]["ece"] == pytest.approx(sum(slow))
+            assert [b["n"] for b in fit[when]["bins"]] == [40] * 15
+            assert [b["met"] for b in fit[when]["bins"]] == pytest.approx(
+                [labels[b].mean() for b in bins]
+            )
+            assert fit[when]["n"] == 600
+        assert fit["after"]["ece"] < fit["before"]["ece"] / 2
 
 
 def test_scores_that_point_the_wrong_way_still_give_a_positive_temperature():

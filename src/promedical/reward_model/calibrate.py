@@ -9,7 +9,10 @@ audit   a veto counts as not violated only below the point that keeps the stated
 reward  at most a stated share of clean calibration responses get any violation, family-wise over
         the whole bank; no band, because RL needs a number for every answer
 
-Left to others: scoring (`grade`), and figures about how well it works (`promedical.bench`).
+How far probabilities are from frequencies is kept beside them: the expected calibration error and
+the bins of a reliability diagram, before (p = σ(s)) and after, per tier. Both are of the split that
+T and b were fitted on, so "after" is the better side of the truth; the bench measures it on other
+data. Left to others: scoring (`grade`), and figures about how well it works (`promedical.bench`).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import minimize
 
+from promedical.bench.metrics import Leaves, reliability
 from promedical.rubric import Tier, Verdict
 
 __all__ = [
@@ -110,13 +114,15 @@ class Calibration:
     Args:
         tiers: per tier, s → probability.
         audit, reward: per tier, probability → verdict at that operating point.
-        measured: what was found on the calibration split, such as veto recall at each point.
+        measured: what was found on the calibration split, such as veto recall at each point;
+            under "reliability", tier → "before" and "after" → {"ece", "n", "bins": [{"low",
+            "high", "n", "confidence", "met"}]}.
     """
 
     tiers: dict[Tier, TierCalibration]
     audit: dict[Tier, Band]
     reward: dict[Tier, Band]
-    measured: dict[str, float | int | None]
+    measured: dict[str, Any]
 
     def verdict(self, tier: Tier, score: float, point: OperatingPoint) -> tuple[Verdict, float]:
         """Verdict and probability of a raw score."""
@@ -187,13 +193,18 @@ def calibrate(
             raise CalibrationError(f"{name}: found {value!r}, expected a number between 0 and 1")
     failed = {item.response for item in items if not math.isfinite(item.score)}
     items = [item for item in items if item.response not in failed]
-    tiers, bands = {}, {}
+    tiers, bands, fit = {}, {}, {}
     for tier in Tier:
         scores, labels = _resolved(items, tier)
-        tiers[tier] = _platt(scores, labels, tier)
+        tiers[tier] = _platt(scores, labels)
         p = np.array([tiers[tier].probability(s) for s in scores])
-        cut = _best_f1(p, labels) if tier is Tier.VETO else _best_balanced(p, labels)
+        cut = _best_cut(p, labels, tier)
         bands[tier] = Band(cut, cut)
+        z = scores / tiers[tier].temperature + tiers[tier].bias
+        fit[tier.value] = {
+            "before": _reliability(scores, labels, tier),
+            "after": _reliability(z, labels, tier),
+        }
     audit, reward = dict(bands), dict(bands)
 
     scores, labels = _resolved(items, Tier.VETO)
@@ -219,6 +230,7 @@ def calibrate(
         "reward_clean_flagged": float(np.mean(largest >= cut)) if len(largest) else None,
         "reward_veto_recall": float(np.mean(violated >= cut)),
         "veto_violated": len(violated),
+        "reliability": fit,
     }
     return Calibration(tiers, audit, reward, measured)
 
@@ -235,7 +247,7 @@ def _resolved(items: Sequence[CalibrationItem], tier: Tier) -> tuple[np.ndarray,
     return scores, labels
 
 
-def _platt(scores: np.ndarray, labels: np.ndarray, tier: Tier) -> TierCalibration:
+def _platt(scores: np.ndarray, labels: np.ndarray) -> TierCalibration:
     """Platt (1999): logistic fit with smoothed targets, which stay finite under separation."""
     true = int(labels.sum())
     targets = np.where(labels == 1, (true + 1) / (true + 2), 1 / (len(labels) - true + 2))
@@ -250,22 +262,41 @@ def _platt(scores: np.ndarray, labels: np.ndarray, tier: Tier) -> TierCalibratio
     return TierCalibration(temperature, float(fitted.x[1]), len(labels), true)
 
 
-def _cuts(p: np.ndarray) -> np.ndarray:
-    """Candidate thresholds: midpoints between neighbouring distinct probabilities."""
+def _best_cut(p: np.ndarray, labels: np.ndarray, tier: Tier) -> float:
+    """The smallest threshold of best F1 for a veto, of best balanced accuracy elsewhere.
+
+    The smallest, because a doubtful answer is better flagged; the bench (`metrics.fit_thresholds`)
+    takes the largest, which favours no grader. Candidates are the least p and the midpoints
+    between neighbouring ones.
+    """
     values = np.unique(p)
-    return np.concatenate([[values[0]], (values[1:] + values[:-1]) / 2])
-
-
-def _best_balanced(p: np.ndarray, labels: np.ndarray) -> float:
-    cuts = _cuts(p)
-    quality = [(np.mean(p[labels == 1] >= c) + np.mean(p[labels == 0] < c)) / 2 for c in cuts]
+    cuts = np.concatenate([[values[0]], (values[1:] + values[:-1]) / 2])
+    true, false = np.sort(p[labels == 1]), np.sort(p[labels == 0])
+    hits = len(true) - np.searchsorted(true, cuts, "left")
+    cleared = np.searchsorted(false, cuts, "left")
+    if tier is Tier.VETO:
+        flagged = hits + len(false) - cleared
+        quality = 2 * hits / (flagged + len(true))
+    else:
+        quality = (hits / len(true) + cleared / len(false)) / 2
     return float(cuts[int(np.argmax(quality))])
 
 
-def _best_f1(p: np.ndarray, labels: np.ndarray) -> float:
-    cuts = _cuts(p)
-    quality = [2 * np.sum(labels[p >= c]) / (np.sum(p >= c) + labels.sum()) for c in cuts]
-    return float(cuts[int(np.argmax(quality))])
+def _reliability(s: np.ndarray, labels: np.ndarray, tier: Tier) -> dict[str, Any]:
+    """Bins of a reliability diagram of p = σ(s), and the expected calibration error."""
+    count = len(s)
+    leaves = Leaves(
+        ("calibration",),
+        tuple(("calibration", str(i), tier.value) for i in range(count)),
+        instruction=np.zeros(count, dtype=np.int64),
+        response=np.arange(count),
+        tier=np.array([tier] * count, dtype=object),
+        positive=labels == 1,
+        unknown={},
+        n_responses=count,
+    )
+    table, ece = reliability(leaves, s, tier)
+    return {"ece": float(ece.values(np.ones((1, 1)))[0]), "n": count, "bins": table["bins"]}
 
 
 def _largest_of_clean(items: Sequence[CalibrationItem], tier: TierCalibration) -> np.ndarray:
