@@ -29,7 +29,7 @@ from promedical.reward_model.attention import (
     score_row,
 )
 from promedical.reward_model.render import Renderer
-from promedical.reward_model.tree import Leaf, PackedRow, Tree, _Part, _row, pack, paths
+from promedical.reward_model.tree import Leaf, PackedRow, Tree, pack, paths
 from trees import trees
 
 SIZES = {
@@ -133,8 +133,8 @@ def test_several_trees_may_share_a_row(implementation):
     model = model_of("qwen3")
     other = Tree((30, 31), ((32, 33),), (Leaf(0, 0, (34, 35, 36)), Leaf(0, 1, (37,))))
     forest = [UNEVEN, other]
-    parts = [(i, t, _Part(tuple(range(len(t.leaves)))), ()) for i, t in enumerate(forest)]
-    row = _row(parts, set())
+
+    (row,) = pack(forest, 10_000, share_rows=True)
     expected = {
         (i, n): score
         for i, tree in enumerate(forest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
@@ -24,7 +25,7 @@ def tree_of(x: int, ys: list[int], cs: list[tuple[int, int, int]]) -> Tree:
 @st.composite
 def jobs(draw):
     """Trees, some of their possible pairs, some points, and a budget that fits any one pair."""
-    forest = draw(st.lists(trees(), min_size=1, max_size=3))
+    forest = draw(st.lists(trees(), min_size=1, max_size=4))
     pairs, points, need = [], [], 1
     for tree in forest:
         possible = possible_pairs(tree)
@@ -39,17 +40,18 @@ def jobs(draw):
     return forest, pairs, points, need + draw(st.integers(0, 40))
 
 
-@settings(max_examples=50)
-@given(jobs())
-def test_rows_hold_what_is_used_within_the_budget(job):
+@settings(max_examples=100)
+@given(jobs(), st.booleans())
+def test_rows_hold_what_is_used_within_the_budget(job, share_rows):
     forest, pairs, points, budget = job
-    packing = pack(forest, budget, pairs, points)
+    packing = pack(forest, budget, pairs, points, share_rows=share_rows)
     copies, counted, terms = Counter(), Counter(), Counter()
     for row in packing:
         assert len(row) <= budget
         assert len(row.position_ids) == len(row.segment_ids) == len(row)
         for leaf, path in zip(row.leaves, row.paths(), strict=True):
             assert path == paths(forest[leaf.tree])[leaf.leaf]
+            assert leaf.repeat == ((leaf.tree, leaf.leaf) in copies)
             copies[leaf.tree, leaf.leaf] += 1
             counted[leaf.tree, leaf.leaf] += not leaf.repeat
         for pair in row.pairs:
@@ -69,6 +71,90 @@ def test_rows_hold_what_is_used_within_the_budget(job):
     once += sum(len(forest[t].responses[r]) for t, r in kept)
     once += sum(len(forest[t].leaves[i].tokens) for t, i in used)
     assert packing.repeated_tokens == sum(map(len, packing)) - once
+
+
+# --- several trees in a row -----------------------------------------------------------------------
+
+
+def roots(row) -> list[int]:
+    """The prompt above every segment."""
+    found: list[int] = []
+    for i, segment in enumerate(row.segments):
+        found.append(found[segment.parent] if segment.parent >= 0 else i)
+    return found
+
+
+@settings(max_examples=50)
+@given(jobs())
+def test_shared_rows_are_laid_out_in_levels_and_keep_trees_apart(job):
+    forest, pairs, points, budget = job
+    for row in pack(forest, budget, pairs, points, share_rows=True):
+        depths = [segment.depth for segment in row.segments]
+        assert depths == sorted(depths)
+        assert [s.start for s in row.segments] == [0, *(s.stop for s in row.segments)][:-1]
+        root = roots(row)
+        # Prompts stand for trees; each level is in their order, leaves in that of their responses.
+        for depth in range(3):
+            above = [s.parent for s in row.segments if s.depth == depth]
+            assert above == sorted(above)
+        tree_of_root: dict[int, set[int]] = {}
+        by_end = {s.stop: i for i, s in enumerate(row.segments)}
+        for leaf in row.leaves:
+            tree_of_root.setdefault(root[by_end[leaf.last + 1]], set()).add(leaf.tree)
+        assert all(len(held) == 1 for held in tree_of_root.values())
+        named = [tree for held in tree_of_root.values() for tree in held]
+        assert len(set(named)) == len(named) == depths.count(0)
+
+
+@settings(max_examples=50)
+@given(jobs())
+def test_sharing_moves_parts_of_trees_and_changes_nothing_in_them(job):
+    forest, pairs, points, budget = job
+    alone = pack(forest, budget, pairs, points)
+    shared = pack(forest, budget, pairs, points, share_rows=True)
+    for name in ("pruned_leaves", "split_trees", "repeated_leaves", "repeated_tokens"):
+        assert getattr(shared, name) == getattr(alone, name)
+    assert sum(map(len, shared)) == sum(map(len, alone))
+    assert len(shared) <= len(alone)
+
+    def parts(packing):
+        found = Counter()
+        for row in packing:
+            for tree in {leaf.tree for leaf in row.leaves}:
+                leaves = frozenset(leaf.leaf for leaf in row.leaves if leaf.tree == tree)
+                found[tree, leaves, frozenset(p.pair for p in row.pairs if p.tree == tree)] += 1
+        return found
+
+    assert parts(shared) == parts(alone)
+    assert pack(forest, budget, pairs, points, share_rows=True) == shared
+
+
+@settings(max_examples=100)
+@given(st.lists(st.integers(3, 60), min_size=1, max_size=40), st.integers(60, 120))
+def test_waste_is_bounded(sizes, budget):
+    """Any two rows hold more than one budget, and all but one are full up to the largest tree."""
+    forest = [tree_of(1, [1], [(0, 0, size - 2)]) for size in sizes]
+    rows = pack(forest, budget, share_rows=True).rows
+    lengths = sorted(map(len, rows))
+    assert sum(lengths) == sum(sizes)
+    if len(rows) > 1:
+        assert lengths[0] + lengths[1] > budget
+        assert lengths[1] > budget - max(sizes)
+
+
+def test_rows_of_many_trees_are_almost_full():
+    rng = random.Random(0)
+    forest = [tree_of(rng.randint(50, 800), [rng.randint(150, 1500)] * 3, []) for _ in range(200)]
+    forest = [
+        Tree(
+            t.prompt, t.responses, tuple(Leaf(r, c, (3,) * 40) for r in range(3) for c in range(7))
+        )
+        for t in forest
+    ]
+    packing = pack(forest, 8192, share_rows=True)
+    waste = 1 - sum(map(len, packing)) / (8192 * len(packing))
+    assert waste < 0.03  # 0.54 with a tree a row
+    assert len(pack(forest, 8192)) == 200
 
 
 @settings(max_examples=50)

@@ -6,14 +6,16 @@ c_1 … c_K asked about each form a tree, and one row holds all of it, every tok
     a key is visible  ⇔  same tree, its segment is the query's own or an ancestor, not after it
 
 and position ids continue from the parent, so every leaf scores as its own sequence would. A tree
-over the row budget is split over criteria, then over pairs, the prefix repeated. Plain tuples of
-ints, no tensors: `render` makes the trees, `attention` runs the rows, and which leaves a loss needs
-is the trainer's to say.
+over the row budget is split over criteria, then over pairs, the prefix repeated; trees under it may
+share a row. Plain tuples of ints, no tensors: `render` makes the trees, `attention` runs the rows,
+and which leaves a loss needs is the trainer's to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = [
@@ -155,8 +157,8 @@ class PackedPair:
 class PackedRow:
     """One row: token ids with the segments that say who may see whom.
 
-    Prompts come first, then all responses, then all criteria (in the order of their responses), so
-    that each level is one slice.
+    The prompts of its trees come first, then all responses (in the order of their prompts), then
+    all criteria (in the order of their responses), so that each level is one slice.
 
     Args:
         input_ids: token ids, [tokens].
@@ -240,6 +242,10 @@ class _Part:
     pairs: tuple[int, ...] = ()
 
 
+# The tree's index, the tree, what a row takes of it, and all its pairs.
+_Placed = tuple[int, Tree, _Part, Sequence[tuple[int, int]]]
+
+
 def paths(tree: Tree) -> list[tuple[int, ...]]:
     """Every root-to-leaf sequence, in the order of the leaves: the slow, obvious twin of a row."""
     return [tree.prompt + tree.responses[f.response] + f.tokens for f in tree.leaves]
@@ -250,6 +256,8 @@ def pack(
     max_tokens: int,
     pairs: Sequence[Sequence[tuple[int, int]]] | None = None,
     points: Sequence[Iterable[int]] | None = None,
+    *,
+    share_rows: bool = False,
 ) -> Packing:
     """Pack trees into rows of at most `max_tokens` tokens, one tree (or part of one) a row.
 
@@ -260,6 +268,8 @@ def pack(
             both leaves of a pair always share a row, and each pair counts in exactly one.
         points: for each tree the leaves that a term uses on their own. With neither `pairs` nor
             `points` every leaf is used; with either, unused leaves and responses are pruned.
+        share_rows: let several trees share a row, by best-fit decreasing. Rows, and the trees in a
+            row, are then in the order of their first tree.
 
     Raises:
         TreeError: `pairs` or `points` do not fit the trees.
@@ -270,7 +280,7 @@ def pack(
             raise TreeError(
                 f"{name}: found {len(given)} entries, expected one for each of {len(trees)} trees"
             )
-    rows: list[PackedRow] = []
+    placed: list[_Placed] = []
     pruned_leaves = pruned_responses = split_trees = repeated_leaves = repeated_tokens = 0
     for index, tree in enumerate(trees):
         tree_pairs = () if pairs is None else tuple(pairs[index])
@@ -285,16 +295,41 @@ def pack(
         if not used:
             continue
         parts = _split(index, tree, used, tree_pairs, max_tokens)
-        seen: set[int] = set()
-        for part in parts:
-            rows.append(_row([(index, tree, part, tree_pairs)], seen))
-            repeated_leaves += len(seen & set(part.leaves))
-            seen |= set(part.leaves)
+        placed += [(index, tree, part, tree_pairs) for part in parts]
         split_trees += len(parts) > 1
         repeated_tokens += sum(_cost(tree, p.leaves) for p in parts) - _cost(tree, used)
+    together = [[number] for number in range(len(placed))]
+    if share_rows:
+        together = _best_fit([_cost(tree, part.leaves) for _, tree, part, _ in placed], max_tokens)
+    rows: list[PackedRow] = []
+    seen: dict[int, set[int]] = defaultdict(set)
+    for numbers in together:
+        rows.append(_row([placed[number] for number in numbers], seen))
+        for index, _, part, _ in (placed[number] for number in numbers):
+            repeated_leaves += len(seen[index] & set(part.leaves))
+            seen[index] |= set(part.leaves)
     return Packing(
         tuple(rows), pruned_leaves, pruned_responses, split_trees, repeated_leaves, repeated_tokens
     )
+
+
+def _best_fit(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Which sizes share a row: largest first, each goes where it leaves least room (best fit).
+
+    Two parts of one tree never meet: `_split` made two because they do not fit in one row.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, row), in rising order
+    for item in sorted(range(len(sizes)), key=lambda item: (-sizes[item], item)):
+        fitting = bisect_left(room, (sizes[item], 0))
+        if fitting < len(room):
+            left, row = room.pop(fitting)
+        else:
+            left, row = budget, len(rows)
+            rows.append([])
+        rows[row].append(item)
+        insort(room, (left - sizes[item], row))
+    return sorted(sorted(row) for row in rows)
 
 
 def _check_pairs(index: int, tree: Tree, pairs: Sequence[tuple[int, int]]) -> None:
@@ -382,10 +417,8 @@ def _too_long(index: int, tree: Tree, leaves: Sequence[int], max_tokens: int) ->
     )
 
 
-def _row(
-    parts: Sequence[tuple[int, Tree, _Part, Sequence[tuple[int, int]]]], seen: set[int]
-) -> PackedRow:
-    """Lay parts of trees out as one row, level by level; `seen` are leaves of earlier rows."""
+def _row(parts: Sequence[_Placed], seen: Mapping[int, set[int]]) -> PackedRow:
+    """Lay parts of trees out as one row, level by level; `seen`: leaves of earlier rows by tree."""
     ids: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
@@ -412,9 +445,8 @@ def _row(
             leaf = tree.leaves[i]
             segment = segments[add(leaf.tokens, responses[number, leaf.response])]
             place[i] = len(leaves)
-            leaves.append(
-                PackedLeaf(index, i, leaf.response, leaf.criterion, segment.stop - 1, i in seen)
-            )
+            last, repeat = segment.stop - 1, i in seen.get(index, ())
+            leaves.append(PackedLeaf(index, i, leaf.response, leaf.criterion, last, repeat))
         pairs += [
             PackedPair(index, p, place[tree_pairs[p][0]], place[tree_pairs[p][1]])
             for p in part.pairs
