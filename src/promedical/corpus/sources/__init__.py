@@ -1,0 +1,1 @@
+"""Readers of public datasets, one module a dataset: their rows become graded instructions."""
