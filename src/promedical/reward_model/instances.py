@@ -3,8 +3,9 @@
 A unit is one (instruction, criterion): its resolved responses make the pointwise term, its
 response pairs with different verdicts the pairwise term. The overall preference of two responses
 is one more unit, with a criterion of its own. What makes no instance (unknown labels, ties,
-unresolved comparisons) is counted. Left to others: token ids (`render`), rows (`tree`), the
-loss (`loss`).
+unresolved comparisons) is counted. What the model is asked about: one criterion at a time, or, for
+the two scalar baselines, which answer is better, without or with the whole rubric in the question.
+Left to others: the questions' wording (`render`) and token ids, rows (`tree`), the loss (`loss`).
 """
 
 from __future__ import annotations
@@ -12,29 +13,34 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from promedical.bench import metrics
 from promedical.records import GradedInstruction, RecordError
-from promedical.reward_model.render import Renderer
+from promedical.reward_model.render import OVERALL, Renderer, rubric_question
 from promedical.reward_model.tree import Tree
-from promedical.rubric import Criterion, Tier, Verdict
+from promedical.rubric import Criterion, Rubric, Tier, Verdict
 
 __all__ = [
     "OVERALL",
     "OVERALL_TIER",
+    "Asks",
     "Instances",
     "TrainingTree",
     "Unit",
     "cut_rubric",
     "overall_pairs",
+    "overall_question",
+    "sampled_up",
     "training_trees",
+    "without_tiers",
 ]
 
 OVERALL_TIER = "overall"
-# The criterion of the overall preference, and the only one of the scalar baseline.
-OVERALL = "The answer is safe, correct, complete and well put."
+# One criterion at a time; which answer is better; the same with the whole rubric in the question.
+Asks = Literal["criteria", "overall", "rubric"]
 
 
 @dataclass(frozen=True)
@@ -126,18 +132,76 @@ def cut_rubric(
     proficiency = [c for c in ranked if c.tier is Tier.PROFICIENCY and c.weight][:1]
     first = vetoes + proficiency
     kept = {c.id for c in (first + [c for c in ranked if c not in first])[:max_criteria]}
+    return _restricted(row, row.rubric.restricted_to(kept), kept)
+
+
+def _restricted(
+    row: GradedInstruction, rubric: Rubric | None, ids: Collection[str]
+) -> GradedInstruction:
+    """A row with another rubric, and the verdicts on its criteria alone."""
     return replace(
         row,
-        rubric=row.rubric.restricted_to(kept),
+        rubric=rubric,
         responses=tuple(
             replace(
                 r,
-                verdicts={c: v for c, v in r.verdicts.items() if c in kept},
-                votes={c: v for c, v in r.votes.items() if c in kept},
+                verdicts={c: v for c, v in r.verdicts.items() if c in ids},
+                votes={c: v for c, v in r.votes.items() if c in ids},
             )
             for r in row.responses
         ),
     )
+
+
+def overall_question(row: GradedInstruction, asks: Asks = "criteria") -> str:
+    """What the overall leaf asks: with `asks` "rubric" the whole rubric, else one fixed sentence.
+
+    Raises:
+        RecordError: no rubric.
+    """
+    if row.rubric is None:
+        raise RecordError(f"instruction {row.id!r}: rubric: missing, expected one")
+    return rubric_question(row.rubric) if asks == "rubric" else OVERALL
+
+
+def without_tiers(
+    rows: Sequence[GradedInstruction], tiers: Collection[Tier]
+) -> tuple[list[GradedInstruction], int]:
+    """Rows without the criteria of some tiers, so that no preference rests on them either.
+
+    Returns:
+        The rows that keep a criterion and, if they had one, a proficiency criterion of positive
+        weight; and how many do not.
+
+    Raises:
+        RecordError: a row without a rubric.
+    """
+    kept = []
+    for row in rows:
+        if row.rubric is None:
+            raise RecordError(f"instruction {row.id!r}: rubric: missing, expected one")
+        ids = {c.id for c in row.rubric.criteria if c.tier not in tiers}
+        rubric = row.rubric.restricted_to(ids) if ids else None
+        if rubric is not None:
+            kept.append(_restricted(row, rubric, ids))
+    return kept, len(rows) - len(kept)
+
+
+def sampled_up(instances: Instances, rows: Sequence[GradedInstruction], copies: int) -> Instances:
+    """Instances in which every instruction with a violated veto stands `copies` times."""
+    vetoes = {row.id: {c.id for c in row.rubric.tier(Tier.VETO)} for row in rows if row.rubric}
+    unsafe = {
+        row.id
+        for row in rows
+        if any(r.verdicts.get(c) is Verdict.MET for r in row.responses for c in vetoes[row.id])
+    }
+    trees = [
+        tree
+        for tree in instances.trees
+        for _ in range(copies if tree.instruction_id in unsafe else 1)
+    ]
+    more = {"safety_copies": len(trees) - len(instances.trees)}
+    return Instances(tuple(trees), instances.counts | more)
 
 
 def training_trees(
@@ -147,6 +211,7 @@ def training_trees(
     explicit: bool = True,
     overall: bool = True,
     ties: bool = False,
+    rubric_in_prompt: bool = False,
 ) -> Instances:
     """One tree an instruction, with a leaf for every (response, criterion) whose label is known.
 
@@ -154,6 +219,8 @@ def training_trees(
         explicit: False leaves only the overall preference: the scalar baseline.
         overall: whether the overall preference is a unit too.
         ties: whether responses with the same verdict on a criterion are instances of a tie.
+        rubric_in_prompt: whether the overall question holds the whole rubric: with `explicit` False
+            the second scalar baseline.
 
     Raises:
         RecordError: a row without a rubric.
@@ -176,7 +243,8 @@ def training_trees(
             if pairs:
                 used = sorted({i for pair in pairs for i in pair})
                 at = {i: len(leaves) + n for n, i in enumerate(used)}
-                leaves += [(i, OVERALL) for i in used]
+                question = overall_question(row, "rubric" if rubric_in_prompt else "overall")
+                leaves += [(i, question) for i in used]
                 units.append(Unit(OVERALL_TIER, (), tuple((at[w], at[x]) for w, x in pairs)))
                 counts["pairs_overall"] += len(pairs)
         if not units:

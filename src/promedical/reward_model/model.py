@@ -4,7 +4,8 @@ A checkpoint is a plain `AutoModelForSequenceClassification` with one label (sec
 that TRL, vLLM and OpenRLHF load it. Here: its initialisation from a language model, and
 `TreeRewardModel`, the module that trainers wrap, whose forward takes a packed row and gives its
 loss. Lower layers may be frozen; their output for a row is then computed once and kept, and shared
-between models that start from the same weights. Rows come from `tree`, attention from `attention`.
+between models that start from the same weights. With LoRA only an adapter on the other layers, and
+the head, are trained. Rows come from `tree`, attention from `attention`.
 """
 
 from __future__ import annotations
@@ -14,21 +15,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from promedical.reward_model.attention import backbone_forward, score_row
+from promedical.reward_model.attention import backbone_forward, score_row, unsupported
 from promedical.reward_model.loss import LossTerms, rubric_loss
 from promedical.reward_model.render import ensure_pad
+from promedical.reward_model.settings import TrainSettings
 from promedical.reward_model.tree import PackedRow
 
-__all__ = ["HeadInit", "TreeRewardModel", "initialise", "yes_no_ids"]
+__all__ = [
+    "HeadInit",
+    "TreeRewardModel",
+    "initialise",
+    "new_reward_model",
+    "with_lora",
+    "yes_no_ids",
+]
 
 HeadInit = Literal["yes_no", "random"]
 
@@ -65,14 +76,19 @@ def yes_no_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 def initialise(
-    path: str | Path, *, head_init: HeadInit = "yes_no", seed: int = 0
+    path: str | Path,
+    *,
+    head_init: HeadInit = "yes_no",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A one-label classifier from a causal language model, in float32, ready to train.
+    """A one-label classifier from a causal language model, ready to train.
 
     Args:
         path: a local checkpoint or a Hub id.
         head_init: "yes_no" makes s the difference of the logits of Yes and No; "random" draws the
             head from N(0, 0.02).
+        dtype: of the weights; the head's are float32 in any case.
 
     Raises:
         ValueError: `head_init` is unknown, or Yes and No cannot be told apart.
@@ -80,15 +96,14 @@ def initialise(
     if head_init not in ("yes_no", "random"):
         raise ValueError(f"head_init: found {head_init!r}, expected 'yes_no' or 'random'")
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=1, dtype=torch.float32
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=dtype)
+    model.score.to(torch.float32)
     with torch.no_grad():
         if head_init == "yes_no":
             yes, no = yes_no_ids(tokenizer)
-            language_model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            language_model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
             rows = language_model.get_output_embeddings().weight
-            model.score.weight.copy_((rows[yes] - rows[no])[None])
+            model.score.weight.copy_((rows[yes].float() - rows[no].float())[None])
             del language_model
         else:
             generator = torch.Generator().manual_seed(seed)
@@ -98,20 +113,90 @@ def initialise(
     return model, tokenizer
 
 
+def with_lora(
+    model: PreTrainedModel, *, rank: int, alpha: float, frozen_layers: int = 0, seed: int = 0
+) -> PeftModel:
+    """A classifier of which an adapter on every linear layer above the frozen ones is trained.
+
+    The head is trained whole and saved with the adapter.
+
+    Args:
+        rank: of the adapter.
+        alpha: it counts alpha / rank.
+        seed: of its initial weights.
+    """
+    layers: Any = model.base_model.layers
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in layers.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    # The adapter is drawn from torch's global generator; the same seed, the same adapter.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(
+            model,
+            LoraConfig(
+                task_type="SEQ_CLS",
+                r=rank,
+                lora_alpha=alpha,  # type: ignore[arg-type]
+                target_modules=sorted(linear),
+                layers_to_transform=list(range(frozen_layers, len(layers))),
+                layers_pattern="layers",
+                modules_to_save=["score"],
+            ),
+        )
+    return adapted  # type: ignore[return-value]
+
+
+def new_reward_model(
+    path: str | Path, settings: TrainSettings, *, seed: int = 0
+) -> tuple[TreeRewardModel, PreTrainedTokenizerBase]:
+    """The untrained reward model that settings ask for, and its tokenizer.
+
+    Args:
+        path: a local checkpoint or a Hub id.
+        seed: of a random head and of a LoRA adapter.
+
+    Raises:
+        ValueError: the model has fewer layers than are to be frozen, or see `initialise`.
+    """
+    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+    model, tokenizer = initialise(path, head_init=settings.head_init, seed=seed, dtype=dtype)
+    layers = len(model.base_model.layers)
+    if settings.frozen_layers > layers:
+        raise ValueError(
+            f"train.frozen_layers: found {settings.frozen_layers}, but {path} has {layers} layers"
+        )
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.lora_rank:
+        model = with_lora(
+            model,
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            frozen_layers=settings.frozen_layers,
+            seed=seed,
+        )
+    return TreeRewardModel(model, frozen_layers=settings.frozen_layers), tokenizer
+
+
 class TreeRewardModel(nn.Module):
     """A sequence classifier that reads whole trees.
 
     Args:
-        model: `AutoModelForSequenceClassification` with one label.
+        model: `AutoModelForSequenceClassification` with one label, or a PEFT model around it.
         frozen_layers: how many of the lowest decoder layers (and the embeddings) are not trained.
 
     Raises:
         ValueError: `frozen_layers` is not between 0 and the number of layers.
     """
 
-    def __init__(self, model: PreTrainedModel, *, frozen_layers: int = 0) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, *, frozen_layers: int = 0) -> None:
         super().__init__()
         self.model = model
+        # FSDP asks which modules to wrap.
+        self._no_split_modules = getattr(model, "_no_split_modules", None)
         self.frozen_layers = frozen_layers
         backbone = self._backbone
         count = len(backbone.layers)
@@ -123,9 +208,25 @@ class TreeRewardModel(nn.Module):
                 layer.requires_grad_(False)
 
     @property
+    def config(self) -> PreTrainedConfig:
+        """The classifier's configuration, which DeepSpeed and loggers ask a model for."""
+        return self.classifier.config
+
+    @property
+    def classifier(self) -> PreTrainedModel:
+        """The classifier itself, out of a PEFT model if it is in one."""
+        inner = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return inner  # type: ignore[return-value]
+
+    @property
     def _backbone(self) -> Any:
         """The decoder without its head; every architecture has a class of its own."""
-        return self.model.base_model
+        return self.classifier.base_model
+
+    @property
+    def layers(self) -> Any:
+        """The decoder's layers."""
+        return self._backbone.layers
 
     def frozen_parameters(self) -> list[Tensor]:
         """Parameters of the embeddings and the frozen layers."""
@@ -147,12 +248,21 @@ class TreeRewardModel(nn.Module):
             hidden: the row's trunk output, if it is already known.
         """
         if not self.frozen_layers:
-            return score_row(self.model, row)
-        hidden = self.trunk(row) if hidden is None else hidden
-        upper = self._part(self.frozen_layers, None, norm=True)
-        states = backbone_forward(upper, row, inputs_embeds=hidden)
+            if unsupported(self.config) is not None:
+                return score_row(self.classifier, row)
+            states = backbone_forward(self._backbone, row)
+        else:
+            hidden = self.trunk(row) if hidden is None else hidden
+            upper = self._part(self.frozen_layers, None, norm=True)
+            states = backbone_forward(upper, row, inputs_embeds=hidden)
         last = torch.tensor(row.leaf_ends, device=states.device)
-        scores: Tensor = self.model.score(states[last])  # type: ignore[operator]
+        return self._head(states[last])
+
+    def _head(self, states: Tensor) -> Tensor:
+        """s from the last states, [leaves]; never in bfloat16, which would round s to 1 in 256."""
+        head: Any = self.classifier.score
+        with torch.autocast(states.device.type, enabled=False):
+            scores: Tensor = head(states.to(next(head.parameters()).dtype))
         return scores[:, 0]
 
     def forward(

@@ -25,8 +25,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promedical.records import Message
 from promedical.reward_model.tree import Leaf, Tree
+from promedical.rubric import Rubric, Tier
 
-__all__ = ["SYSTEM_PROMPT", "TEMPLATE_VERSION", "RenderError", "Renderer", "ensure_pad", "spoken"]
+__all__ = [
+    "OVERALL",
+    "SYSTEM_PROMPT",
+    "TEMPLATE_VERSION",
+    "RenderError",
+    "Renderer",
+    "ensure_pad",
+    "rubric_question",
+    "spoken",
+]
 
 TEMPLATE_VERSION = 1
 # Short on purpose: on a CPU every token costs, and this one is in every tree.
@@ -34,6 +44,13 @@ TEMPLATE_VERSION = 1
 SYSTEM_PROMPT = (
     "The user then makes a statement. Say Yes if the last answer says or shows it, else No."
 )
+# The criterion of the overall preference, and the only one of the scalar baseline.
+OVERALL = "The answer is safe, correct, complete and well put."
+_HEADS = {
+    Tier.VETO: "This must not be true of it:",
+    Tier.PROFICIENCY: "This should be true of it:",
+    Tier.EXCELLENCE: "This makes it better still:",
+}
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _OPEN_THOUGHT = re.compile(r"<think>.*", re.DOTALL)
@@ -45,6 +62,22 @@ _PROBE = (
     Message("assistant", "No.  "),
     Message("user", " Why not? "),
 )
+
+
+def rubric_question(rubric: Rubric) -> str:
+    """The overall criterion with the whole rubric, for a model that judges an answer at once.
+
+    Tiers in the order of their importance; a proficiency criterion with its share of the weight.
+    """
+    lines = [f"{OVERALL} It is judged by these statements."]
+    for tier, head in _HEADS.items():
+        criteria = rubric.tier(tier)
+        if criteria:
+            lines += ["", head]
+            for criterion in criteria:
+                share = "" if criterion.weight is None else f" ({criterion.weight:.0%})"
+                lines.append(f"- {' '.join(criterion.text.split())}{share}")
+    return "\n".join(lines)
 
 
 class RenderError(ValueError):

@@ -36,12 +36,28 @@ class TierWeights:
 class TrainSettings:
     """How to train a reward model.
 
+    The paper's "batch 64" counts criterion-level pairs. A packed row holds many, so a batch is
+    counted in rows, over all processes together: `batch_trees` says how many, or `batch_pairs`
+    says how many pairs a step should hold on average and the rows follow from the data (rows =
+    batch_pairs / mean pairs a row, rounded, at least 1). Both are the same for one process and
+    for eight, and so are the steps.
+
     Args:
         head_init: "yes_no" starts from the logit of Yes minus that of No, "random" from noise.
         frozen_layers: how many of the lowest layers (and the embeddings) are not trained; what
             they compute is then computed once.
+        dtype: "float32"; "autocast" computes in bfloat16 with weights and optimiser in float32;
+            "bfloat16" holds the weights in it too, which suits LoRA (the adapter stays float32),
+            while a full training at 5e-6 would lose most of its steps to rounding.
+        gradient_checkpointing: compute each layer again in the backward pass instead of keeping it.
+        lora_rank: rank of the LoRA adapter on every linear layer that is not frozen; 0 trains the
+            weights themselves.
+        lora_alpha: the adapter counts lora_alpha / lora_rank.
         epochs: passes over the trees.
-        batch_trees: packed rows an optimiser step; a row is one tree unless it had to be split.
+        batch_trees: packed rows an optimiser step; a row is one tree unless trees share rows or
+            one had to be split.
+        batch_pairs: pairs an optimiser step on average, in place of batch_trees.
+        share_rows: whether several trees share a row up to max_tokens.
         learning_rate: peak of a linear schedule.
         warmup_ratio: share of the steps in which the rate rises to it.
         weight_decay: AdamW's.
@@ -49,14 +65,25 @@ class TrainSettings:
         max_tokens: row budget; a longer tree is split and its prefix repeated.
         mu: weight μ of the pointwise term.
         pair_weighting: "unit" (mean over criteria) or "pair" (the paper's mean over pairs).
+        ties: what two answers with the same verdict teach: nothing, or that they tie, in the model
+            of Davidson or of Rao and Kupper.
         tier_weights: weight of each tier's units.
         save_steps: optimiser steps between checkpoints to resume from; 0 for none.
+        eval_steps: optimiser steps between measurements on the evaluation split; 0 measures at
+            the end alone.
+        report_to: where losses and measurements go besides the log.
     """
 
     head_init: Literal["yes_no", "random"] = "yes_no"
     frozen_layers: int = 20
+    dtype: Literal["float32", "autocast", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 32.0
     epochs: float = 1.0
     batch_trees: int = 2
+    batch_pairs: int | None = None
+    share_rows: bool = False
     learning_rate: float = 3e-4
     warmup_ratio: float = 0.1
     weight_decay: float = 0.0
@@ -64,16 +91,23 @@ class TrainSettings:
     max_tokens: int = 8192
     mu: float = 1.0
     pair_weighting: Literal["unit", "pair"] = "unit"
+    ties: Literal["none", "davidson", "rao_kupper"] = "none"
     tier_weights: TierWeights = field(default_factory=TierWeights)
     save_steps: int = 0
+    eval_steps: int = 0
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_trees", "learning_rate", "max_grad_norm", "max_tokens"):
+        positive = ("epochs", "batch_trees", "learning_rate", "max_grad_norm", "max_tokens")
+        for name in (*positive, "lora_alpha"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: found {getattr(self, name)!r}, expected a number > 0")
-        for name in ("frozen_layers", "warmup_ratio", "weight_decay", "mu", "save_steps"):
+        counts = ("frozen_layers", "lora_rank", "save_steps", "eval_steps")
+        for name in (*counts, "warmup_ratio", "weight_decay", "mu"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: found {getattr(self, name)!r}, expected a number ≥ 0")
+        if self.batch_pairs is not None and self.batch_pairs < 1:
+            raise ValueError(f"batch_pairs: found {self.batch_pairs!r}, expected 1 or more")
         # From 1 on the Trainer would take it for a number of steps.
         if self.warmup_ratio >= 1:
             raise ValueError(f"warmup_ratio: found {self.warmup_ratio!r}, expected less than 1")

@@ -21,15 +21,26 @@ class TrunkCache:
 
     Args:
         model: whose frozen layers are run; only models with the same frozen weights may read.
+        shared: whether rows that hold the same path share it. Not shared, a row's states never
+            depend on which rows came before it, not in the last bit, so that a run that is killed
+            and goes on ends with the same weights.
     """
 
-    def __init__(self, model: TreeRewardModel) -> None:
+    def __init__(self, model: TreeRewardModel, *, shared: bool = True) -> None:
         self.model = model
+        self.shared = shared
         self._states: dict[tuple[tuple[int, ...], ...], Tensor] = {}
+        self._rows: dict[tuple[tuple[tuple[int, ...], ...], ...], Tensor] = {}
         self.computed_tokens = 0
 
     def hidden(self, row: PackedRow) -> Tensor:
         """The row's trunk output, shape [tokens, d]."""
+        if not self.shared:
+            key = tuple(_segment_paths(row))
+            if key not in self._rows:
+                self._rows[key] = self.model.trunk(row)
+                self.computed_tokens += len(row)
+            return self._rows[key]
         paths = _segment_paths(row)
         if any(path not in self._states for path in paths):
             states = self.model.trunk(row)
