@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import random
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from trl import RewardConfig
 from trl import RewardTrainer as TRLRewardTrainer
 
+from promedical.reward_model.balance_rows import assign
 from promedical.reward_model.instances import TrainingTree, Unit, training_trees
 from promedical.reward_model.loss import LossTerms, pack_training_trees, rubric_loss
 from promedical.reward_model.model import TreeRewardModel
@@ -32,7 +35,19 @@ from tiny_reward import (
 TIERS = ("proficiency", "excellence", "veto", "overall")
 
 
-def twin_loss(trees, score, *, mu, tier_weights, pair_weighting):
+def likelihoods(margin, ties, nu):
+    """P(first better), P(second better), P(tie) as the papers write them, π = e^r."""
+    first, second = torch.exp(margin), torch.ones(())
+    if ties == "davidson":
+        total = first + second + nu * torch.sqrt(first * second)
+        return first / total, second / total, nu * torch.sqrt(first * second) / total
+    theta = 1 + nu if ties == "rao_kupper" else 1.0
+    better, worse = first / (first + theta * second), second / (second + theta * first)
+    tie = (theta**2 - 1) * first * second / ((first + theta * second) * (second + theta * first))
+    return better, worse, tie
+
+
+def twin_loss(trees, score, *, mu, tier_weights, pair_weighting, ties="none", nu=1.0):
     """Section 4's formula, unit by unit, on a score for each (tree, leaf): sum and divisor."""
     total, units, pairs = torch.zeros(()), 0, 0
     for t, tree in enumerate(trees):
@@ -40,9 +55,14 @@ def twin_loss(trees, score, *, mu, tier_weights, pair_weighting):
             w = tier_weights.get(unit.tier, 1.0)
             sign = -1 if unit.tier == "veto" else 1
             pair_losses = [
-                torch.log1p(torch.exp(-(sign * score(t, a) - sign * score(t, b))))
+                -torch.log(likelihoods(sign * score(t, a) - sign * score(t, b), ties, nu)[0])
                 for a, b in unit.pairs
             ]
+            if ties != "none":
+                pair_losses += [
+                    -torch.log(likelihoods(score(t, a) - score(t, b), ties, nu)[2])
+                    for a, b in unit.ties
+                ]
             point_losses = [
                 -torch.log(torch.sigmoid(score(t, i) if true else -score(t, i)))
                 for i, true in unit.points
@@ -82,8 +102,10 @@ def training(draw: st.DrawFn) -> list[TrainingTree]:
             if tier == "veto":
                 pairs = [pair[::-1] for pair in pairs]
             points = () if tier == "overall" else tuple((at[r], truth[r]) for r in asked)
+            ties = () if tier == "overall" else itertools.combinations(asked, 2)
+            ties = tuple((at[i], at[j]) for i, j in ties if truth[i] == truth[j])
             if points or pairs:
-                units.append(Unit(tier, points, tuple(pairs)))
+                units.append(Unit(tier, points, tuple(pairs), ties))
         trees.append(
             TrainingTree(f"t{number}", Tree(tokens(1, 6), responses, tuple(leaves)), tuple(units))
         )
@@ -124,31 +146,45 @@ def packed_loss(model, rows, *, order=None):
     return total
 
 
-@settings(max_examples=20)
-@given(
-    training(),
-    st.sampled_from([0.0, 0.3, 1.0]),
-    st.sampled_from(["unit", "pair"]),
-    st.fixed_dictionaries({}, optional={t: st.sampled_from([0.0, 0.5, 2.0]) for t in TIERS}),
-    st.sampled_from([0, 3, 10_000]),
-)
-def test_equals_the_twin_on_separate_sequences(trees, mu, weighting, tier_weights, extra):
-    """Value and gradient, whole or split into rows that hold hardly more than one pair."""
-    longest = max(
+def smallest_budget(trees):
+    """Tokens of the longest row that cannot be split: one path, or one pair."""
+    return max(
         (
             len(t.tree.prompt)
             + sum(len(t.tree.responses[r]) for r in {t.tree.leaves[i].response for i in held})
             + sum(len(t.tree.leaves[i].tokens) for i in held)
             for t in trees
             for unit in t.units
-            for held in [*map(set, unit.pairs), *({i} for i, _ in unit.points)]
+            for held in [
+                *map(set, unit.pairs),
+                *map(set, unit.ties),
+                *({i} for i, _ in unit.points),
+            ]
         ),
         default=1,
     )
+
+
+@settings(max_examples=40)
+@given(
+    training(),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from(["unit", "pair"]),
+    st.fixed_dictionaries({}, optional={t: st.sampled_from([0.0, 0.5, 2.0]) for t in TIERS}),
+    st.sampled_from(["none", "davidson", "rao_kupper"]),
+    st.sampled_from([0, 3, 30, 10_000]),
+    st.booleans(),
+)
+def test_equals_the_twin_on_separate_sequences(
+    trees, mu, weighting, tier_weights, ties, extra, share_rows
+):
+    """Value and gradient, however the trees are split into rows or share them."""
     settings_ = {"mu": mu, "tier_weights": tier_weights, "pair_weighting": weighting}
+    settings_ |= {"ties": ties, "nu": 0.7}
     model = scorer()
-    rows, _ = pack_training_trees(trees, longest + extra, **settings_)
-    assert all(len(r.row) <= longest + extra for r in rows)
+    budget = smallest_budget(trees) + extra
+    rows, _ = pack_training_trees(trees, budget, share_rows=share_rows, **settings_)
+    assert all(len(r.row) <= budget for r in rows)
     found = packed_loss(model, rows)
     mine = gradients(model)
 
@@ -159,7 +195,7 @@ def test_equals_the_twin_on_separate_sequences(trees, mu, weighting, tier_weight
         for i, path in enumerate(paths(tree.tree))
     }
     expected, divisor = twin_loss(trees, lambda t, i: alone[t, i], **settings_)
-    assert sum(r.terms.items for r in rows) == divisor
+    assert sum(r.terms.items for r in rows) == pytest.approx(divisor, abs=1e-9)
     if not rows:
         assert divisor == 0
         return
@@ -171,21 +207,62 @@ def test_equals_the_twin_on_separate_sequences(trees, mu, weighting, tier_weight
     assert_same_gradients(mine, gradients(model))
 
 
-@settings(max_examples=10)
-@given(training(), st.sampled_from(["unit", "pair"]), st.randoms(use_true_random=False))
-def test_packing_and_order_of_accumulation_change_nothing(trees, weighting, rng):
+@settings(max_examples=15)
+@given(
+    training(),
+    st.sampled_from(["unit", "pair"]),
+    st.integers(0, 30),
+    st.booleans(),
+    st.integers(1, 3),
+    st.randoms(use_true_random=False),
+)
+def test_packing_accumulation_and_processes_change_nothing(
+    trees, weighting, extra, share_rows, processes, rng
+):
+    """As the trainer does: a divisor summed over processes, and gradients averaged over them."""
     model = scorer()
     whole, _ = pack_training_trees(trees, 10_000, pair_weighting=weighting)
-    budget = max((len(p) for t in trees for p in paths(t.tree)), default=1) + 9
-    split, _ = pack_training_trees(trees, budget, pair_weighting=weighting)
     first = packed_loss(model, whole)
     once = gradients(model)
-    model.zero_grad(set_to_none=True)
-    order = list(range(len(split)))
-    rng.shuffle(order)
-    second = packed_loss(model, split, order=order)
+
+    split, _ = pack_training_trees(
+        trees, smallest_budget(trees) + extra, pair_weighting=weighting, share_rows=share_rows
+    )
+    items = sum(r.terms.items for r in split)
+    dealt = assign([len(r.row) for r in split], processes)
+    second, mean = 0.0, {name: torch.zeros_like(g) for name, g in once.items()}
+    for mine in dealt:
+        model.zero_grad(set_to_none=True)
+        rng.shuffle(mine)
+        for i in mine:
+            loss = model(split[i].row, split[i].terms, items)["loss"] * processes
+            loss.backward()
+            second += float(loss.detach()) / processes
+        for name, g in gradients(model).items():
+            mean[name] += g / processes
     assert second == pytest.approx(first, rel=1e-5, abs=1e-6)
-    assert_same_gradients(gradients(model), once)
+    assert_same_gradients(mean, once)
+
+
+@settings(max_examples=30)
+@given(training(), st.integers(0, 20), st.booleans(), st.sampled_from(["unit", "pair"]))
+def test_a_tree_split_over_steps_counts_in_each_by_what_the_step_reads(
+    trees, extra, share_rows, weighting
+):
+    """At scores of zero every term loses log 2, so a unit's loss is known whatever part is read."""
+    rows, _ = pack_training_trees(
+        trees,
+        smallest_budget(trees) + extra,
+        pair_weighting=weighting,
+        share_rows=share_rows,
+    )
+    units = [u for t in trees for u in t.units]
+    kinds = {bool(u.pairs) + bool(u.points) for u in units}
+    for r in rows:
+        assert (r.terms.items > 0) == bool(r.terms.pairs or r.terms.points)
+        step = float(rubric_loss(torch.zeros(len(r.row.leaves)), r.terms)) / r.terms.items
+        terms = {1} if weighting == "pair" else kinds
+        assert min(terms) - 1e-5 <= step / math.log(2) <= max(terms) + 1e-5
 
 
 def test_splitting_happens_and_counts_every_term_once():
@@ -239,6 +316,49 @@ def test_large_margins_stay_finite():
     assert torch.isfinite(scores.grad).all()
 
 
+@pytest.mark.parametrize(("model", "tied"), [("davidson", 1e4), ("rao_kupper", 2e4)])
+def test_large_margins_stay_finite_with_ties(model, tied):
+    """A tie of far apart scores loses half the margin (Davidson) or all of it (Rao–Kupper)."""
+    scores = torch.tensor([1e4, -1e4], requires_grad=True)
+    terms = LossTerms(((1, 0, 1, 1.0),), (), 2, ((0, 1, 1.0),), model, 1.0)
+    loss = rubric_loss(scores, terms)
+    loss.backward()
+    assert loss.item() == pytest.approx(2e4 + tied, rel=1e-4)
+    assert torch.isfinite(scores.grad).all()
+
+
+@settings(max_examples=50)
+@given(st.floats(-8, 8), st.floats(0.05, 5), st.sampled_from(["davidson", "rao_kupper"]))
+def test_a_better_a_worse_and_a_tie_exhaust_what_can_happen(margin, nu, model):
+    scores = torch.tensor([margin, 0.0])
+    better, worse = (
+        float(torch.exp(-rubric_loss(scores, LossTerms((pair,), (), 1, (), model, nu))))
+        for pair in ((0, 1, 1, 1.0), (1, 0, 1, 1.0))
+    )
+    ties = LossTerms((), (), 1, ((0, 1, 1.0),), model, nu)
+    tie = float(torch.exp(-rubric_loss(scores, ties)))
+    assert better + worse + tie == pytest.approx(1, abs=1e-5)
+    assert (better, worse, tie) == pytest.approx(
+        tuple(float(p) for p in likelihoods(torch.tensor(margin), model, nu)), abs=1e-5
+    )
+    at_equal_scores = float(torch.exp(-rubric_loss(torch.zeros(2), ties)))
+    assert at_equal_scores == pytest.approx(nu / (2 + nu), abs=1e-5)
+
+
+def test_ties_pull_scores_together_and_are_left_out_unless_asked_for():
+    (tree,) = training_trees(
+        [row([[MET], [MET]], criteria(0, 0, 1))], load_renderer(), overall=False, ties=True
+    ).trees
+    (plain,), _ = pack_training_trees([tree], 10_000)
+    assert plain.terms.ties == ()
+    assert pack_training_trees([tree], 10_000, mu=0.0)[0] == []
+    (only,), _ = pack_training_trees([tree], 10_000, mu=0.0, ties="davidson")
+    assert (only.terms.ties, only.terms.items) == (((0, 1, 1.0),), 1.0)
+    scores = torch.tensor([2.0, 0.0], requires_grad=True)
+    rubric_loss(scores, only.terms).backward()
+    assert scores.grad[0] > 0 > scores.grad[1]
+
+
 def test_half_precision_scores_are_summed_in_single():
     scores = torch.tensor([1.0, 0.0], dtype=torch.bfloat16)
     assert rubric_loss(scores, LossTerms(((0, 1, 1, 1.0),), (), 1)).dtype == torch.float32
@@ -251,13 +371,18 @@ def test_abstentions_make_no_term():
     (only,), _ = pack_training_trees(trees, 10_000)
     assert only.terms.pairs == ()
     assert len(only.terms.points) == 4
-    assert only.terms.items == 3
+    assert only.terms.items == pytest.approx(3)
 
 
 def test_bad_settings_and_budgets_are_refused():
     trees = training_trees(random_rows(1), load_renderer()).trees
     with pytest.raises(ValueError, match="pair_weighting: found 'units'"):
         pack_training_trees(trees, 10_000, pair_weighting="units")
+    with pytest.raises(ValueError, match="ties: found 'elo', expected one of none, davidson"):
+        pack_training_trees(trees, 10_000, ties="elo")
+    for nu in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="nu: found"):
+            pack_training_trees(trees, 10_000, ties="davidson", nu=nu)
     with pytest.raises(RowBudgetError, match="expected at most max_tokens = 20"):
         pack_training_trees(trees, 20)
 
