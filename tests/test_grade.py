@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,10 +17,12 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from promedical.records import GradedInstruction, Message, RecordError
+from promedical.reward_model import grade as grade_module
 from promedical.reward_model.calibrate import Band, Calibration, CalibrationError, TierCalibration
-from promedical.reward_model.grade import CheckpointError, RubricRewardModel
+from promedical.reward_model.grade import CheckpointError, GradeRequest, RubricRewardModel
 from promedical.reward_model.instances import OVERALL
 from promedical.reward_model.model import TreeRewardModel
+from promedical.reward_model.tree import paths
 from promedical.reward_model.trunk import TrunkCache
 from promedical.rubric import Criterion, RewardSpec, Rubric, Tier, Verdict, reward, score
 from tiny_reward import (
@@ -356,3 +361,212 @@ def test_grading_leaves_the_weights_and_gives_no_gradient(shared):
     shared.grade(ASK, ANSWERS, RUBRIC)
     assert all(torch.equal(before[n], w) for n, w in shared.model.state_dict().items())
     assert all(p.grad is None for p in shared.model.parameters())
+
+
+# --- a stream of requests -------------------------------------------------------------------------
+
+CONVERSATIONS = (
+    ASK,
+    (Message("user", "Is aspirin safe?"),),
+    (Message("system", "Be brief."), Message("user", "Ünïcode – 頭痛?")),
+    (*ASK, Message("assistant", "Why?"), Message("user", "My head aches.")),
+)
+TEXTS = (*ANSWERS, "", "<think>so", *HOSTILE[:2], "Nimm zwei – 二錠。" * 4)
+SENTENCES = tuple(Criterion(f"v{i}", Tier.VETO, f"It harms {'so ' * i}much.") for i in range(5))
+
+
+@st.composite
+def streams(draw):
+    """Requests that share conversations, answers and criteria in every way."""
+    some = st.lists(st.sampled_from(TEXTS), max_size=4)
+    asked = st.lists(st.sampled_from(SENTENCES), min_size=1, max_size=3, unique=True)
+    return [
+        GradeRequest(
+            draw(st.sampled_from(CONVERSATIONS)),
+            draw(some),
+            Rubric(tuple(draw(asked)), safety_only=True),
+            id=str(number),
+            operating_point=draw(st.sampled_from(["audit", "reward"])),
+        )
+        for number in range(draw(st.integers(0, 7)))
+    ]
+
+
+@functools.cache
+def alone(architecture):
+    """s of one (conversation, answer, sentence) as a sequence of its own, remembered."""
+    model = grader(architecture)
+
+    @functools.cache
+    def score_one(messages, text, sentence):
+        (path,) = paths(model.renderer.tree(messages, [text], [(0, sentence)]))
+        with torch.no_grad():
+            return float(model.model.model(input_ids=torch.tensor([path])).logits[0, 0])
+
+    return model, score_one
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@settings(max_examples=20)
+@given(
+    requests=streams(),
+    budget=st.sampled_from([260, 400, 8192]),
+    held=st.integers(1, 3),
+    data=st.data(),
+)
+def test_packing_order_and_grouping_change_no_score(architecture, requests, budget, held, data):
+    model, score_one = alone(architecture)
+    model = RubricRewardModel(model.model, model.tokenizer, max_tokens=budget)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grade_module, "WINDOW_REQUESTS", held)
+        turned = data.draw(st.permutations(requests))
+        found = list(model.grade_many(iter(turned)))
+    assert [result.id for result in found] == [request.id for request in turned]
+    for request, result in zip(turned, found, strict=True):
+        assert len(result.grades) == len(request.responses)
+        for text, grade in zip(request.responses, result.grades, strict=True):
+            assert not grade.failures
+            for criterion in request.rubric.criteria:
+                expected = score_one(request.messages, text, criterion.text)
+                assert grade.raw[criterion.id] == pytest.approx(expected, abs=1e-4)
+            assert grade.scores == score(request.rubric, grade.verdicts)
+
+
+def stream(count, *, name=""):
+    return [GradeRequest(ASK, [f"Take {i}{name}."], RUBRIC, id=str(i)) for i in range(count)]
+
+
+def test_requests_with_one_conversation_read_it_once(shared, monkeypatch):
+    read = []
+    scored = shared.model.score
+    monkeypatch.setattr(
+        shared.model, "score", lambda row, hidden: read.append(row) or scored(row, hidden)
+    )
+    assert len(list(shared.grade_many(stream(5)))) == 5
+    (one_row,) = read
+    assert [s.depth for s in one_row.segments].count(0) == 1
+    read.clear()
+    twice = [replace(request, id="again") for request in stream(5)] + stream(5)
+    assert len(list(shared.grade_many(twice))) == 10
+    assert [len(row) for row in read] == [len(one_row)]
+
+
+def test_memory_is_a_window_and_results_come_before_the_stream_ends(shared, monkeypatch):
+    monkeypatch.setattr(grade_module, "WINDOW_ROWS", 1)
+    limited = RubricRewardModel(shared.model, shared.tokenizer, max_tokens=1000)
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        for number in itertools.count():
+            taken += 1
+            yield GradeRequest(ASK, [f"Take {number}."], RUBRIC, id=str(number))
+
+    results = limited.grade_many(endless())
+    first = [next(results) for _ in range(50)]
+    assert [result.id for result in first] == [str(i) for i in range(50)]
+    assert taken < 100
+
+
+def test_a_request_that_cannot_be_rendered_fails_alone(shared):
+    plain = shared.grade(ASK, ANSWERS, RUBRIC)
+    broken = "a lone surrogate \ud800"
+    odd = Rubric((*criteria(1, 0, 1), Criterion("odd", Tier.EXCELLENCE, broken)))
+    requests = [
+        GradeRequest(ASK, ANSWERS, RUBRIC, id="whole"),
+        GradeRequest([Message("user", broken)], ANSWERS, RUBRIC, id="conversation"),
+        GradeRequest(ASK, [ANSWERS[0], broken, ANSWERS[2]], RUBRIC, id="answer"),
+        GradeRequest(ASK, ANSWERS[:1], odd, id="criterion"),
+    ]
+    whole, conversation, answer, criterion = shared.grade_many(requests)
+    for mine, theirs in zip(whole.grades, plain, strict=True):
+        assert_same(mine, theirs)
+    for grade in (*conversation.grades, answer.grades[1]):
+        assert set(grade.verdicts.values()) == {Verdict.ERROR}
+        assert all("cannot be rendered" in why for why in grade.failures.values())
+    assert_same(answer.grades[0], plain[0])
+    assert_same(answer.grades[2], plain[2])
+    assert set(criterion.grades[0].failures) == {"odd"}
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory\nmore"), IndexError("id")])
+def test_a_row_that_fails_takes_only_what_is_at_fault(shared, monkeypatch, error):
+    plain = list(shared.grade_many(stream(6)))
+    poisoned = shared.renderer.tree(ASK, ["Take 4."], [(0, "?")]).responses[0]
+    scored = shared.model.score
+
+    def score_row(row, hidden):
+        if any(row.input_ids[s.start : s.stop] == poisoned for s in row.segments):
+            raise error
+        return scored(row, hidden)
+
+    monkeypatch.setattr(shared.model, "score", score_row)
+    found = list(shared.grade_many(stream(6)))
+    for number, (mine, theirs) in enumerate(zip(found, plain, strict=True)):
+        if number == 4:
+            assert set(mine.grades[0].verdicts.values()) == {Verdict.ERROR}
+            reason = f"the model failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+            assert set(mine.grades[0].failures.values()) == {reason}
+        else:
+            assert_same(mine.grades[0], theirs.grades[0])
+
+
+def test_what_only_asked_for_too_much_at_once_gets_its_scores(shared, monkeypatch):
+    plain = shared.grade(ASK, ANSWERS, RUBRIC)
+    scored = shared.model.score
+
+    def score_row(row, hidden):
+        if len(row.leaves) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return scored(row, hidden)
+
+    monkeypatch.setattr(shared.model, "score", score_row)
+    for mine, theirs in zip(shared.grade(ASK, ANSWERS, RUBRIC), plain, strict=True):
+        assert_same(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"messages": []}, "messages: the last turn is 'missing'"),
+        ({"messages": [Message("assistant", "Yes.")]}, "messages: the last turn is 'assistant'"),
+        ({"responses": ["No.", None]}, r"responses\[1\]: found NoneType"),
+        ({"operating_point": "safe"}, "operating_point: found 'safe'"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(change, message):
+    plain = {"messages": ASK, "responses": ANSWERS, "rubric": RUBRIC}
+    with pytest.raises(RecordError, match=message):
+        GradeRequest(**plain | change)
+    with pytest.raises(RecordError, match=f"request 'r7': {message}"):
+        GradeRequest(**plain | change, id="r7")
+
+
+def test_the_cache_serves_a_stream_row_by_row(shared):
+    frozen = TreeRewardModel(shared.model.model, frozen_layers=1)
+    cache = TrunkCache(frozen)
+    cached = RubricRewardModel(frozen, shared.tokenizer, cache=cache)
+    plain = list(shared.grade_many(stream(4)))
+    for mine, theirs in zip(cached.grade_many(stream(4)), plain, strict=True):
+        assert_same(mine.grades[0], theirs.grades[0])
+    computed = cache.computed_tokens
+    # What is known is not computed again, whoever the neighbours are.
+    for mine, theirs in zip(cached.grade_many(stream(4)[:2]), plain[:2], strict=True):
+        assert_same(mine.grades[0], theirs.grades[0])
+    assert cache.computed_tokens == computed
+
+
+def test_dtype_and_device_are_named_where_they_cannot_be_had(saved, shared):
+    with pytest.raises(CheckpointError, match="dtype: found 'int8', expected one of float32"):
+        RubricRewardModel.from_pretrained(saved, dtype="int8")
+    with pytest.raises(CheckpointError, match="device: found 'nowhere'"):
+        RubricRewardModel.from_pretrained(saved, device="nowhere")
+    rounded = RubricRewardModel.from_pretrained(saved, dtype="bfloat16", device="cpu")
+    assert next(rounded.model.model.model.parameters()).dtype is torch.bfloat16
+    mine, theirs = (m.grade(ASK, ANSWERS, RUBRIC) for m in (rounded, shared))
+    gaps = [
+        abs(one.raw[c] - other.raw[c])
+        for one, other in zip(mine, theirs, strict=True)
+        for c in one.raw
+    ]
+    assert 0 < max(gaps) < 0.2

@@ -1,18 +1,23 @@
 """Grading: responses and a rubric in, verdicts with probabilities and scores out.
 
-All responses to one instruction and all their criteria are one tree, so every response is read
-once, not once per criterion. A judgment that fails is the verdict "error" with its reason; it never
-becomes met or unmet. Left to others: thresholds (`calibrate`), figures (`promedical.bench`).
+All responses to one instruction and all their criteria are one tree (section 7.1), so every
+response is read once, not once per criterion. Requests are taken from a stream window by window:
+those with the same conversation grow one tree, equal answers and criteria are read once, and trees
+share rows up to a budget of tokens. None of that changes a score. A judgment that fails is the
+verdict "error" with its reason; it never becomes met or unmet, nor fails its neighbours. Left to
+others: thresholds (`calibrate`), other places to score in (`backends`), figures
+(`promedical.bench`).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import (
@@ -33,14 +38,30 @@ from promedical.reward_model.calibrate import (
 from promedical.reward_model.instances import OVERALL
 from promedical.reward_model.model import TreeRewardModel
 from promedical.reward_model.render import TEMPLATE_VERSION, Renderer, ensure_pad, spoken
-from promedical.reward_model.tree import Tree, pack
+from promedical.reward_model.tree import PackedRow, Tree, pack
 from promedical.reward_model.trunk import TrunkCache
-from promedical.rubric import Rubric, Scores, Verdict, score
+from promedical.reward_model.window import Answered, Asked, Window
+from promedical.rubric import Criterion, Rubric, Scores, Verdict, score
 
-__all__ = ["CheckpointError", "Grade", "RawScores", "RubricRewardModel"]
+__all__ = [
+    "CheckpointError",
+    "Grade",
+    "GradeRequest",
+    "GradeResult",
+    "RawScores",
+    "RubricRewardModel",
+    "failed_grade",
+    "read_calibration",
+    "to_grade",
+]
 
 METADATA = "promedical.json"
 FORMAT = 1
+DTYPES = ("float32", "bfloat16")
+# Rows' worth of tokens that are held at once: enough for rows to be filled well.
+WINDOW_ROWS = 4
+# A window also ends here, so that a stream of empty requests holds little.
+WINDOW_REQUESTS = 1024
 
 
 class CheckpointError(ValueError):
@@ -67,6 +88,55 @@ class Grade:
     raw: dict[str, float]
     failures: dict[str, str]
     emptied: bool = False
+
+
+@dataclass(frozen=True)
+class GradeRequest:
+    """Answers to one conversation, to be judged by one rubric.
+
+    Args:
+        messages: the conversation; its last turn is the user's.
+        responses: the answers.
+        rubric: the criteria.
+        id: anything that says which request this is; the result carries it.
+        operating_point: "audit" (a person looks at "cannot say") or "reward" (for RL).
+
+    Raises:
+        RecordError: no messages, a last turn that is not the user's, an answer that is not text,
+            or an operating point that does not exist.
+    """
+
+    messages: Sequence[Message]
+    responses: Sequence[str]
+    rubric: Rubric
+    id: str = ""
+    operating_point: OperatingPoint = "audit"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "messages", tuple(self.messages))
+        object.__setattr__(self, "responses", tuple(self.responses))
+        where = f"request {self.id!r}: " if self.id else ""
+        role = self.messages[-1].role if self.messages else "missing"
+        if role != "user":
+            raise RecordError(f"{where}messages: the last turn is {role!r}, expected 'user'")
+        for number, text in enumerate(self.responses):
+            if not isinstance(text, str):
+                raise RecordError(
+                    f"{where}responses[{number}]: found {type(text).__name__}, expected a string"
+                )
+        if self.operating_point not in get_args(OperatingPoint):
+            raise RecordError(
+                f"{where}operating_point: found {self.operating_point!r}, expected one of "
+                f"{', '.join(get_args(OperatingPoint))}"
+            )
+
+
+@dataclass(frozen=True)
+class GradeResult:
+    """The grades of one request, one for each of its responses, in order."""
+
+    id: str
+    grades: tuple[Grade, ...]
 
 
 @dataclass(frozen=True)
@@ -122,20 +192,33 @@ class RubricRewardModel:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, device: str | None = None, max_tokens: int = 8192
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str = "float32",
+        max_tokens: int = 8192,
     ) -> RubricRewardModel:
         """Load a checkpoint folder or Hub id.
 
+        Args:
+            device: where to score, such as "cuda"; the CPU if None.
+            dtype: "float32", or "bfloat16": half the memory and several times the speed of a GPU,
+                with scores that are rounded (`promedical rm doctor` says by how much).
+            max_tokens: longest packed row.
+
         Raises:
-            CheckpointError: this is no reward model, or its `promedical.json` is broken or of
-                another template version. A checkpoint without that file loads uncalibrated.
+            CheckpointError: this is no reward model, its `promedical.json` is broken or of another
+                template version, or `device` or `dtype` cannot be had. A checkpoint without that
+                file loads uncalibrated.
         """
+        if dtype not in DTYPES:
+            raise CheckpointError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
             model, loading = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=torch.float32, output_loading_info=True
+                path, dtype=getattr(torch, dtype), output_loading_info=True
             )
-            metadata = cached_file(path, METADATA, _raise_exceptions_for_missing_entries=False)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be loaded: {error}") from None
         if model.config.num_labels != 1:
@@ -146,9 +229,12 @@ class RubricRewardModel:
             # transformers draws them at random, and random scores look like scores.
             raise CheckpointError(f"{path}: has no weights for {sorted(loading['missing_keys'])}")
         ensure_pad(tokenizer, model)
+        calibration = read_calibration(path)
         if device is not None:
-            model.to(device)
-        calibration = None if metadata is None else _read_metadata(Path(metadata))
+            try:
+                model.to(device)
+            except (AssertionError, RuntimeError) as error:  # as torch says that there is none
+                raise CheckpointError(f"device: found {device!r}: {error}") from None
         return cls(
             TreeRewardModel(model), tokenizer, calibration=calibration, max_tokens=max_tokens
         )
@@ -190,33 +276,48 @@ class RubricRewardModel:
         Returns:
             A grade for each response, in order.
         """
-        texts = [criterion.text for criterion in rubric.criteria]
-        values, failures, _ = self._leaf_scores(messages, responses, texts)
-        grades = []
-        for r in range(len(responses)):
-            verdicts, probabilities, raw, failed = {}, {}, {}, {}
-            for k, criterion in enumerate(rubric.criteria):
-                s = values[r][k]
-                raw[criterion.id] = s
-                if (r, k) in failures:
-                    failed[criterion.id] = failures[r, k]
-                    verdicts[criterion.id] = Verdict.ERROR
-                    probabilities[criterion.id] = math.nan
-                    continue
-                verdicts[criterion.id], probabilities[criterion.id] = self.calibration.verdict(
-                    criterion.tier, s, operating_point
-                )
-            grades.append(
-                Grade(
-                    verdicts,
-                    score(rubric, verdicts),
-                    probabilities,
-                    raw,
-                    failed,
-                    emptied=spoken(responses[r])[1],
-                )
+        request = GradeRequest(messages, responses, rubric, operating_point=operating_point)
+        (result,) = self.grade_many([request])
+        return list(result.grades)
+
+    def grade_many(self, requests: Iterable[GradeRequest]) -> Iterator[GradeResult]:
+        """Judge a stream of requests, one or a million, with memory for a window of them.
+
+        Args:
+            requests: read as far as the next window needs. Those of one window that share a
+                conversation share a tree, so they are best kept together.
+
+        Returns:
+            The results, in the order of the requests, each as soon as it and all before it are
+            known. Scores do not depend on what else is in the stream.
+        """
+        waiting: deque[GradeRequest] = deque()
+
+        def asked() -> Iterator[Asked]:
+            for request in requests:
+                waiting.append(request)
+                texts = [criterion.text for criterion in request.rubric.criteria]
+                yield Asked(request.messages, request.responses, texts)
+
+        for found, _ in self._answers(asked()):
+            request = waiting.popleft()
+            yield GradeResult(request.id, tuple(self._grades(request, found)))
+
+    def _grades(self, request: GradeRequest, found: Answered) -> Iterator[Grade]:
+        criteria = request.rubric.criteria
+        for r, response in enumerate(request.responses):
+            yield to_grade(
+                request.rubric,
+                self.calibration,
+                {c.id: found.values[r][k] for k, c in enumerate(criteria)},
+                {
+                    c.id: found.failures[r, k]
+                    for k, c in enumerate(criteria)
+                    if (r, k) in found.failures
+                },
+                operating_point=request.operating_point,
+                emptied=spoken(response)[1],
             )
-        return grades
 
     def score_rows(
         self,
@@ -237,27 +338,31 @@ class RubricRewardModel:
         """
         found = RawScores({}, {}, {}, 0)
         tokens = 0
-        for number, row in enumerate(rows, start=1):
+        about: list[list[Criterion]] = []
+        for row in rows:
             if row.rubric is None:
                 raise RecordError(f"instruction {row.id!r}: rubric: missing, expected one")
-            asked = list(row.rubric.criteria) if criteria else []
-            texts = [c.text for c in asked] + ([OVERALL] if overall else [])
-            values, failures, read = self._leaf_scores(
-                row.messages, [r.text for r in row.responses], texts
-            )
+            about.append(list(row.rubric.criteria) if criteria else [])
+        last = [OVERALL] if overall else []
+        asked = (
+            Asked(row.messages, [r.text for r in row.responses], [c.text for c in own] + last)
+            for row, own in zip(rows, about, strict=True)
+        )
+        for number, (answered, read) in enumerate(self._answers(asked)):
+            row, own = rows[number], about[number]
             tokens += read
             for r, response in enumerate(row.responses):
-                for k, s in enumerate(values[r]):
-                    if k < len(asked):
-                        found.criteria[row.id, response.id, asked[k].id] = s
-                        key: tuple[str, ...] = (row.id, response.id, asked[k].id)
+                for k, s in enumerate(answered.values[r]):
+                    key: tuple[str, ...] = (row.id, response.id)
+                    if k < len(own):
+                        key = (row.id, response.id, own[k].id)
+                        found.criteria[row.id, response.id, own[k].id] = s
                     else:
                         found.overall[row.id, response.id] = s
-                        key = (row.id, response.id)
-                    if (r, k) in failures:
-                        found.failures[key] = failures[r, k]
+                    if (r, k) in answered.failures:
+                        found.failures[key] = answered.failures[r, k]
             if progress is not None:
-                progress(number, len(rows))
+                progress(number + 1, len(rows))
         emptied = sum(spoken(r.text)[1] for row in rows for r in row.responses)
         return RawScores(found.criteria, found.overall, found.failures, tokens, emptied)
 
@@ -289,39 +394,131 @@ class RubricRewardModel:
             cache=self.cache,
         )
 
-    def _leaf_scores(
-        self, messages: Sequence[Message], responses: Sequence[str], texts: Sequence[str]
-    ) -> tuple[list[list[float]], dict[tuple[int, int], str], int]:
-        """s of every (response, text), why where there is none, and the tokens read."""
-        asked = [(r, text) for r in range(len(responses)) for text in texts]
-        values = [[math.nan] * len(texts) for _ in responses]
-        failures: dict[tuple[int, int], str] = {}
-        if not asked:
-            return values, failures, 0
-        tree = self.renderer.tree(messages, list(responses), asked)
-        keep, tokens = [], 0
-        for i, leaf in enumerate(tree.leaves):
-            length = len(tree.prompt) + len(tree.responses[leaf.response]) + len(leaf.tokens)
-            if length > self.max_path:
-                failures[divmod(i, len(texts))] = (
-                    f"{length} tokens, more than the {self.max_path} that fit"
-                )
-            else:
-                keep.append(i)
-        if keep:
-            kept = Tree(tree.prompt, tree.responses, tuple(tree.leaves[i] for i in keep))
-            for row in pack([kept], self.max_tokens):
-                tokens += len(row)
-                hidden = None if self.cache is None else self.cache.hidden(row)
-                with torch.inference_mode():
-                    scored = self.model.score(row, hidden).float().cpu().tolist()
-                for packed, s in zip(row.leaves, scored, strict=True):
-                    r, k = divmod(keep[packed.leaf], len(texts))
-                    if math.isfinite(s):
-                        values[r][k] = s
-                    else:
-                        failures[r, k] = f"the model's score is {s}"
-        return values, failures, tokens
+    def _answers(self, asked: Iterable[Asked]) -> Iterator[tuple[Answered, int]]:
+        """What was found for each, in order, and the tokens that were read for it since the last.
+
+        With a cache every row is the tree of one request: what is cached is looked up a row at a
+        time, and a neighbour that is not there would have the whole row computed again.
+        """
+        window = Window(self.renderer, self.max_tokens, self.max_path, self.cache is None)
+        for one in asked:
+            window.add(one)
+            full = window.tokens >= WINDOW_ROWS * self.max_tokens
+            if full or len(window.answered) >= WINDOW_REQUESTS:
+                yield from self._scored(window)
+                window = Window(self.renderer, self.max_tokens, self.max_path, self.cache is None)
+        yield from self._scored(window)
+
+    def _scored(self, window: Window) -> Iterator[tuple[Answered, int]]:
+        done = read = 0
+
+        def ready() -> Iterator[tuple[Answered, int]]:
+            nonlocal done, read
+            while done < len(window.answered) and not window.answered[done].open:
+                done += 1
+                tokens, read = read, 0
+                yield window.answered[done - 1], tokens
+
+        trees, places = window.trees()
+        everything = [range(len(tree.leaves)) for tree in trees]
+        for row, scores in self._row_scores(trees, everything):
+            read += len(row)
+            for leaf, s in zip(row.leaves, scores, strict=True):
+                for request, r, k in places[leaf.tree][leaf.leaf]:
+                    window.answered[request].put(r, k, s)
+            yield from ready()
+        yield from ready()
+
+    def _row_scores(
+        self, trees: Sequence[Tree], leaves: Sequence[Iterable[int]]
+    ) -> Iterator[tuple[PackedRow, list[float | str]]]:
+        """Rows of these leaves of the trees, with s of every leaf or why there is none.
+
+        A row that fails is halved until what is at fault is alone, so it takes nobody with it, and
+        what only asked for too much memory at once gets its score.
+        """
+        for row in _packed(trees, leaves, self.max_tokens, share=self.cache is None):
+            try:
+                yield row, self._score(row)
+                continue
+            except (RuntimeError, IndexError) as error:  # memory, devices, ids: as torch has them
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            # Outside of the except block, whose traceback keeps the failed row's memory.
+            if len(row.leaves) == 1:
+                yield row, [f"the model failed: {reason}"]
+                continue
+            half = len(row.leaves) // 2
+            for part in (row.leaves[:half], row.leaves[half:]):
+                chosen: list[list[int]] = [[] for _ in trees]
+                for leaf in part:
+                    chosen[leaf.tree].append(leaf.leaf)
+                yield from self._row_scores(trees, chosen)
+
+    def _score(self, row: PackedRow) -> list[float | str]:
+        hidden = None if self.cache is None else self.cache.hidden(row)
+        with torch.inference_mode():
+            scored: list[float] = self.model.score(row, hidden).float().cpu().tolist()
+        return [s if math.isfinite(s) else f"the model's score is {s}" for s in scored]
+
+
+def _packed(
+    trees: Sequence[Tree], leaves: Sequence[Iterable[int]], max_tokens: int, *, share: bool
+) -> Iterator[PackedRow]:
+    """Rows that hold these leaves of the trees, several trees a row if they may share one."""
+    return iter(pack(trees, max_tokens, points=leaves, share_rows=share))
+
+
+def to_grade(
+    rubric: Rubric,
+    calibration: Calibration,
+    raw: Mapping[str, float],
+    failures: Mapping[str, str],
+    *,
+    operating_point: OperatingPoint,
+    emptied: bool = False,
+) -> Grade:
+    """The grade that raw scores mean.
+
+    Args:
+        raw: criterion id → s, NaN where the judgment failed.
+        failures: criterion id → why it failed.
+    """
+    verdicts, probabilities = {}, {}
+    for criterion in rubric.criteria:
+        verdicts[criterion.id], probabilities[criterion.id] = Verdict.ERROR, math.nan
+        if criterion.id not in failures:
+            verdicts[criterion.id], probabilities[criterion.id] = calibration.verdict(
+                criterion.tier, raw[criterion.id], operating_point
+            )
+    return Grade(
+        verdicts, score(rubric, verdicts), probabilities, dict(raw), dict(failures), emptied
+    )
+
+
+def failed_grade(rubric: Rubric, reason: str, *, emptied: bool = False) -> Grade:
+    """The grade of a response of which no judgment could be had."""
+    ids = [criterion.id for criterion in rubric.criteria]
+    return to_grade(
+        rubric,
+        Calibration.uncalibrated(),
+        dict.fromkeys(ids, math.nan),
+        dict.fromkeys(ids, reason),
+        operating_point="audit",
+        emptied=emptied,
+    )
+
+
+def read_calibration(path: str | Path) -> Calibration | None:
+    """The calibration beside a checkpoint; None if there is no `promedical.json`.
+
+    Raises:
+        CheckpointError: the file is broken or of another template version.
+    """
+    try:
+        metadata = cached_file(path, METADATA, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be loaded: {error}") from None
+    return None if metadata is None else _read_metadata(Path(metadata))
 
 
 def _read_metadata(path: Path) -> Calibration:
