@@ -1,0 +1,306 @@
+"""From a request to trees, and from raw scores to its answer.
+
+What is decided here is what a server adds to `grade`: limits on a request, and that a judgment
+which fails is the verdict "error" with its reason while the others stand. Left to others: the
+shapes (`serving_schema`), the model and its queue (`serving_batch`), HTTP (`serving_app`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from promedical.reward_model.grade import RubricRewardModel
+from promedical.reward_model.render import RenderError, spoken
+from promedical.reward_model.serving_batch import unique_tokens
+from promedical.reward_model.serving_metrics import ServingMetrics
+from promedical.reward_model.serving_schema import (
+    ClassifyRequest,
+    GradeRequest,
+    RequestError,
+    messages_of,
+    reward_spec_of,
+    rubric_of,
+)
+from promedical.reward_model.tree import Leaf, Tree
+from promedical.rubric import RewardSpec, Rubric, RubricError, Verdict, reward, score
+
+__all__ = ["Asked", "ClassifyJob", "GradeJob", "Limits"]
+
+MIN_PATH = 3  # a prompt, a response and a criterion have a token each
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large one request may be.
+
+    Args:
+        body_bytes: of its body.
+        tokens: unique tokens of its tree, or of all its inputs.
+        judgments: responses times criteria, or inputs.
+    """
+
+    body_bytes: int
+    tokens: int
+    judgments: int
+
+    def check_judgments(self, field: str, count: int, made_of: str) -> None:
+        """Refuse what asks too much, before any of it is read."""
+        if count > self.judgments:
+            raise RequestError(
+                field, f"found {made_of} = {count} judgments, expected at most {self.judgments}"
+            )
+
+    def check_tokens(self, field: str, count: int) -> None:
+        """Refuse what is too long."""
+        if count > self.tokens:
+            raise RequestError(
+                field, f"found {count} tokens in all, expected at most {self.tokens}"
+            )
+
+
+@dataclass(frozen=True)
+class GradeJob:
+    """A request to grade: its tree, without the leaves that are too long for the model.
+
+    Args:
+        trees: one tree, or none if every leaf is too long.
+        kept: for each leaf of the tree the (response, criterion) it asks about.
+        failures: (response, criterion) → why it is not asked.
+    """
+
+    rubric: Rubric
+    spec: RewardSpec
+    operating_point: Any
+    emptied: tuple[bool, ...]
+    trees: tuple[Tree, ...]
+    kept: tuple[tuple[int, int], ...]
+    failures: dict[tuple[int, int], str]
+
+    @classmethod
+    def read(cls, given: GradeRequest, grader: RubricRewardModel, limits: Limits) -> GradeJob:
+        """Render a request.
+
+        Raises:
+            RequestError: it cannot be used, or is too large.
+        """
+        messages, rubric = messages_of(given.messages), rubric_of(given.rubric)
+        spec = reward_spec_of(given.reward_spec)
+        n, k = len(given.responses), len(rubric.criteria)
+        limits.check_judgments("responses", n * k, f"{n} responses × {k} criteria")
+        asked = [(r, c.text) for r in range(n) for c in rubric.criteria]
+        try:
+            tree = grader.renderer.tree(messages, given.responses, asked)
+        except RenderError:
+            # Layouts are rendered over placeholders, but a template may say anything.
+            roles = ", ".join(m.role for m in messages)
+            raise RequestError(
+                "messages", f"the model's chat template refuses the turns {roles}"
+            ) from None
+        limits.check_tokens("responses", unique_tokens(tree))
+        kept, failures = [], {}
+        for i, leaf in enumerate(tree.leaves):
+            length = len(tree.prompt) + len(tree.responses[leaf.response]) + len(leaf.tokens)
+            if length > grader.max_path:
+                failures[divmod(i, k)] = (
+                    f"{length} tokens, more than the {grader.max_path} that fit"
+                )
+            else:
+                kept.append(i)
+        short = Tree(tree.prompt, tree.responses, tuple(tree.leaves[i] for i in kept))
+        return cls(
+            rubric,
+            spec,
+            given.operating_point,
+            tuple(spoken(text)[1] for text in given.responses),
+            (short,) if kept else (),
+            tuple(divmod(i, k) for i in kept),
+            failures,
+        )
+
+    @property
+    def asked(self) -> Asked:
+        """Its size."""
+        n, k = len(self.emptied), len(self.rubric.criteria)
+        return Asked(n, n * k, sum(map(unique_tokens, self.trees)))
+
+    def unjudged(self, why: str) -> dict[tuple[int, int], str]:
+        """Every judgment as failed, for a model that failed on this request."""
+        return self.failures | dict.fromkeys(self.kept, why)
+
+    def answer(
+        self,
+        scores: Sequence[Sequence[float]] | str,
+        grader: RubricRewardModel,
+        name: str,
+        metrics: ServingMetrics,
+    ) -> dict[str, Any]:
+        """The answer's JSON.
+
+        Args:
+            scores: of every leaf of the tree; or why the model gave none.
+        """
+        values: dict[tuple[int, int], float] = {}
+        failures = self.unjudged(scores) if isinstance(scores, str) else dict(self.failures)
+        if not isinstance(scores, str):
+            for place, s in zip(self.kept, scores[0] if scores else (), strict=True):
+                if math.isfinite(s):
+                    values[place] = s
+                else:
+                    failures[place] = f"the model's score is {s}"
+        return {
+            "model": name,
+            "grades": [
+                self._grade(r, values, failures, grader, metrics) for r in range(len(self.emptied))
+            ],
+        }
+
+    def _grade(
+        self,
+        response: int,
+        values: dict[tuple[int, int], float],
+        failures: dict[tuple[int, int], str],
+        grader: RubricRewardModel,
+        metrics: ServingMetrics,
+    ) -> dict[str, Any]:
+        verdicts: dict[str, Verdict] = {}
+        probabilities: dict[str, float | None] = {}
+        raw: dict[str, float | None] = {}
+        failed: dict[str, str] = {}
+        for k, criterion in enumerate(self.rubric.criteria):
+            s = values.get((response, k))
+            raw[criterion.id] = s
+            if s is None:
+                failed[criterion.id] = failures[response, k]
+                verdicts[criterion.id], probabilities[criterion.id] = Verdict.ERROR, None
+                metrics.failures.labels("judgment").inc()
+            else:
+                verdicts[criterion.id], probabilities[criterion.id] = grader.calibration.verdict(
+                    criterion.tier, s, self.operating_point
+                )
+            metrics.verdicts.labels(criterion.tier.value, verdicts[criterion.id].value).inc()
+        scores = score(self.rubric, verdicts)
+        try:
+            worth = reward(scores, self.spec)
+        except RubricError:  # safety only: there is no S1 and so no reward
+            worth = None
+        return {
+            "verdicts": verdicts,
+            "probabilities": probabilities,
+            "raw": raw,
+            "scores": asdict(scores),
+            "reward": worth,
+            "failures": failed,
+            "emptied": self.emptied[response],
+        }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The size of a request, for the log."""
+
+    responses: int
+    judgments: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class ClassifyJob:
+    """A request in vLLM's shape: each input is a path of its own.
+
+    Args:
+        trees: one for each input.
+        sent: tokens of the inputs.
+        activation: whether the answer is σ(s) and not s.
+    """
+
+    trees: tuple[Tree, ...]
+    sent: int
+    activation: bool
+
+    @classmethod
+    def read(cls, given: ClassifyRequest, grader: RubricRewardModel, limits: Limits) -> ClassifyJob:
+        """Check, and where it is text encode, every input.
+
+        Raises:
+            RequestError: an input is too short, too long or names a token that does not exist, or
+                there are too many.
+        """
+        entries, listed = given.inputs()
+        limits.check_judgments("input", len(entries), "inputs")
+        vocabulary = int(grader.model.model.config.get_text_config().vocab_size)
+        trees, sent = [], 0
+        for i, entry in enumerate(entries):
+            where = f"input[{i}]" if listed else "input"
+            if isinstance(entry, str):
+                special = given.add_special_tokens
+                ids = list(grader.tokenizer(entry, add_special_tokens=special)["input_ids"])
+            else:
+                ids = list(entry)
+            for j, number in enumerate(ids):
+                if not 0 <= number < vocabulary:
+                    raise RequestError(
+                        f"{where}[{j}]", f"found {number}, expected 0 … {vocabulary - 1}"
+                    )
+            if not MIN_PATH <= len(ids) <= grader.max_path:
+                raise RequestError(
+                    where, f"found {len(ids)} tokens, expected {MIN_PATH} to {grader.max_path}"
+                )
+            sent += len(ids)
+            trees.append(_path_tree(ids))
+        limits.check_tokens("input", sent)
+        activation = given.use_activation is None or given.use_activation
+        return cls(tuple(trees), sent, activation)
+
+    @property
+    def asked(self) -> Asked:
+        """Its size."""
+        return Asked(len(self.trees), len(self.trees), sum(map(unique_tokens, self.trees)))
+
+    def answer(
+        self, scores: Sequence[Sequence[float]], grader: RubricRewardModel, name: str
+    ) -> dict[str, Any]:
+        """The answer's JSON.
+
+        Raises:
+            ValueError: a score is not finite, which this shape cannot say.
+        """
+        values = [leaf for (leaf,) in scores]
+        for i, s in enumerate(values):
+            if not math.isfinite(s):
+                raise ValueError(f"input[{i}]: the model's score is {s}")
+        labels: Any = grader.model.model.config.id2label or {}
+        return {
+            "id": f"classify-{uuid.uuid4().hex}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": name,
+            "data": [
+                {
+                    "index": i,
+                    "label": labels.get(0),
+                    "probs": [_sigmoid(s) if self.activation else s],
+                    "num_classes": 1,
+                }
+                for i, s in enumerate(values)
+            ],
+            "usage": {
+                "prompt_tokens": self.sent,
+                "total_tokens": self.sent,
+                "completion_tokens": 0,
+                "prompt_tokens_details": None,
+            },
+        }
+
+
+def _path_tree(ids: Sequence[int]) -> Tree:
+    """One path; where it is cut changes nothing."""
+    return Tree(tuple(ids[:-2]), (tuple(ids[-2:-1]),), (Leaf(0, 0, tuple(ids[-1:])),))
+
+
+def _sigmoid(s: float) -> float:
+    return 1 / (1 + math.exp(-s)) if s >= 0 else math.exp(s) / (1 + math.exp(s))
