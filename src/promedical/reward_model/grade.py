@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from promedical.records import GradedInstruction, Message, RecordError
+from promedical.reward_model.attention import unsupported
 from promedical.reward_model.calibrate import (
     Calibration,
     CalibrationError,
@@ -230,6 +231,8 @@ class RubricRewardModel:
             raise CheckpointError(f"{path}: has no weights for {sorted(loading['missing_keys'])}")
         ensure_pad(tokenizer, model)
         calibration = read_calibration(path)
+        if unsupported(model.config) is None:
+            model.score.to(torch.float32)  # small, and in bfloat16 it would round s to 1 in 256
         if device is not None:
             try:
                 model.to(device)
