@@ -67,6 +67,7 @@ class TrainSettings:
         pair_weighting: "unit" (mean over criteria) or "pair" (the paper's mean over pairs).
         ties: what two answers with the same verdict teach: nothing, or that they tie, in the model
             of Davidson or of Rao and Kupper.
+        nu: the tie parameter ν: at equal scores a tie has probability ν / (2 + ν).
         tier_weights: weight of each tier's units.
         save_steps: optimiser steps between checkpoints to resume from; 0 for none.
         eval_steps: optimiser steps between measurements on the evaluation split; 0 measures at
@@ -92,6 +93,7 @@ class TrainSettings:
     mu: float = 1.0
     pair_weighting: Literal["unit", "pair"] = "unit"
     ties: Literal["none", "davidson", "rao_kupper"] = "none"
+    nu: float = 1.0
     tier_weights: TierWeights = field(default_factory=TierWeights)
     save_steps: int = 0
     eval_steps: int = 0
@@ -99,7 +101,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_trees", "learning_rate", "max_grad_norm", "max_tokens")
-        for name in (*positive, "lora_alpha"):
+        for name in (*positive, "lora_alpha", "nu"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: found {getattr(self, name)!r}, expected a number > 0")
         counts = ("frozen_layers", "lora_rank", "save_steps", "eval_steps")

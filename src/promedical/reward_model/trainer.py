@@ -108,8 +108,9 @@ class RewardTrainer(Trainer):
         self._evaluation = evaluation
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        items = torch.tensor(sum(b["terms"].items for b in batch_samples), device=device)
-        return self.accelerator.gather(items).sum().clamp(min=1)
+        mine = float(sum(b["terms"].items for b in batch_samples))
+        items = self.accelerator.gather(torch.tensor(mine, device=device)).sum()
+        return torch.where(items > 0, items, torch.ones_like(items))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         """The row's loss over the step's items; see `promedical.reward_model.loss`."""
@@ -259,6 +260,9 @@ def train(
         mu=settings.mu,
         tier_weights=asdict(settings.tier_weights),
         pair_weighting=settings.pair_weighting,
+        ties=settings.ties,
+        nu=settings.nu,
+        share_rows=settings.share_rows,
     )
     if not rows:
         raise TrainError("instances: found no loss term, expected pairs or known labels")
