@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from promedical.recipe import load_recipe, recipe_parser
 
@@ -55,6 +55,7 @@ class ServeRecipe:
         token_file: file whose content is the bearer token; $PROMEDICAL_TOKEN if not given.
         allow_without_token: listen to other machines without a token, behind a proxy that asks.
         device: where the model runs, such as cuda; the processor if not given.
+        dtype: of the weights; bfloat16 halves the memory and rounds the scores.
         threads: threads of the processor for the model; torch's own choice if not given.
         max_tokens: longest packed row; no single path may be longer.
         batch_tokens: unique tokens scored together; a larger request is a batch of its own.
@@ -71,6 +72,7 @@ class ServeRecipe:
     token_file: Path | None = None
     allow_without_token: bool = False
     device: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int | None = None
     max_tokens: int = 8192
     batch_tokens: int = 16384
@@ -136,7 +138,7 @@ def serve(checkpoint: str, recipe: ServeRecipe) -> int:
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         grader = RubricRewardModel.from_pretrained(
-            checkpoint, device=recipe.device, max_tokens=recipe.max_tokens
+            checkpoint, device=recipe.device, dtype=recipe.dtype, max_tokens=recipe.max_tokens
         )
         name = recipe.name or Path(checkpoint).name or checkpoint
         gate = build(grader, recipe, name=name, token=token)

@@ -37,8 +37,8 @@ from starlette.types import Message, Receive, Scope, Send
 import promedical
 from promedical.reward_model.calibrate import Calibration
 from promedical.reward_model.grade import RubricRewardModel
-from promedical.reward_model.serving_batch import Batcher, RefusedError, ScoringError
-from promedical.reward_model.serving_judge import ClassifyJob, GradeJob, Limits
+from promedical.reward_model.serving_batch import Batcher, RefusedError, StoppedError, TreeScores
+from promedical.reward_model.serving_judge import ClassifyJob, GradeJob, Limits, UnscoredError
 from promedical.reward_model.serving_metrics import CONTENT_TYPE_LATEST
 from promedical.reward_model.serving_schema import (
     ClassifyAnswer,
@@ -119,7 +119,7 @@ def create_app(
     async def rendered(read: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(rendering, read)
 
-    async def scored(request: Request, job: GradeJob | ClassifyJob) -> list[list[float]]:
+    async def scored(request: Request, job: GradeJob | ClassifyJob) -> TreeScores:
         asked = job.asked
         request.scope["promedical"] |= {
             "responses": asked.responses,
@@ -127,7 +127,7 @@ def create_app(
             "tokens": asked.tokens,
         }
         if not job.trees:
-            return []
+            return TreeScores([], {})
         return await _unless_gone(request, asyncio.wrap_future(batcher.submit(job.trees)))
 
     @app.post(
@@ -139,13 +139,12 @@ def create_app(
     async def grade(request: Request) -> Response:
         given = parse(GradeRequest, await request.body())
         job = await rendered(lambda: GradeJob.read(given, grader, limits))
-        scores: list[list[float]] | str
+        found: TreeScores | str
         try:
-            scores = await scored(request, job)
-        except ScoringError as error:
-            metrics.failures.labels("request").inc()
-            scores = f"the model failed on this request ({error})"
-        return JSONResponse(job.answer(scores, grader, name, metrics))
+            found = await scored(request, job)
+        except StoppedError as error:
+            found = str(error)
+        return JSONResponse(job.answer(found, grader, name, metrics))
 
     @app.post(
         "/classify",
@@ -160,9 +159,9 @@ def create_app(
         job = await rendered(lambda: ClassifyJob.read(given, grader, limits))
         try:
             return JSONResponse(job.answer(await scored(request, job), grader, name))
-        except (ScoringError, ValueError) as error:
+        except (StoppedError, UnscoredError) as error:
             metrics.failures.labels("request").inc()
-            return _error(500, f"the model failed on this request ({error})")
+            return _error(500, str(error))
 
     @app.get("/healthz", responses={200: {"model": HealthAnswer}, 503: {"model": HealthAnswer}})
     async def healthz() -> Response:

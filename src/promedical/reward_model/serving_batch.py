@@ -2,8 +2,9 @@
 
 Requests that wait are taken together, oldest first, up to a budget of unique tokens, and packed
 into rows (section 7.1). There is no timer: while one batch is scored the next one gathers. When a
-row raises, the requests in it are tried again one by one, so that only the one at fault fails. A
-request whose client went away is skipped. Left to others: HTTP (`serving_app`), how trees are laid
+row raises, the requests in it are tried again one by one, and a row of one request is halved until
+what is at fault is alone: it fails, and nothing else does. A request whose client went away is
+skipped. Left to others: HTTP (`serving_app`), how trees are laid
 out (`tree`), what scores mean (`grade`, `calibrate`).
 """
 
@@ -23,22 +24,42 @@ import torch
 
 from promedical.reward_model.model import TreeRewardModel
 from promedical.reward_model.serving_metrics import ServingMetrics
-from promedical.reward_model.tree import PackedRow, Tree, pack
+from promedical.reward_model.tree import PackedLeaf, PackedRow, Tree, pack
 
-__all__ = ["Batcher", "RefusedError", "RowScorer", "ScoringError", "row_scorer", "unique_tokens"]
+__all__ = [
+    "Batcher",
+    "RefusedError",
+    "RowScorer",
+    "StoppedError",
+    "TreeScores",
+    "row_scorer",
+    "unique_tokens",
+]
 
 logger = logging.getLogger("promedical.serve")
 
 RowScorer = Callable[[PackedRow], list[float]]
-TreeScores = list[list[float]]
 
 # A guess until the first batch was measured.
 FIRST_TOKENS_PER_SECOND = 1000.0
 LONGEST_RETRY_S = 60
 
 
-class ScoringError(RuntimeError):
-    """The model failed on one request, tried alone; the message names the error, never a text."""
+class StoppedError(RuntimeError):
+    """A request that was accepted but not scored, because the worker ended first."""
+
+
+@dataclass(frozen=True)
+class TreeScores:
+    """What was found for one request.
+
+    Args:
+        values: for each of its trees s of every leaf, NaN where there is none.
+        failures: (tree, leaf) → why there is none; it names errors, never a text.
+    """
+
+    values: list[list[float]]
+    failures: dict[tuple[int, int], str]
 
 
 class RefusedError(RuntimeError):
@@ -163,14 +184,13 @@ class Batcher:
         """Queue a request's trees.
 
         Returns:
-            A future of one list a tree with one score a leaf, NaN where the model gave none;
-            cancelling it takes the request out of the queue. It raises `ScoringError` if the
-            model failed on this request alone.
+            A future of its scores; cancelling it takes the request out of the queue. It raises
+            `StoppedError` if the worker ended first.
         """
         job = _Job(tuple(trees), sum(map(unique_tokens, trees)))
         with self._changed:
             if self._stopping or self.failed:
-                job.scores.set_exception(ScoringError("the server stopped"))
+                job.scores.set_exception(StoppedError("the server stopped"))
                 return job.scores
             self._queue.append(job)
             self._count(job.tokens)
@@ -192,7 +212,7 @@ class Batcher:
             self.failed = True
             for job in batch:
                 if not job.scores.done():
-                    job.scores.set_exception(ScoringError("the model's thread ended"))
+                    job.scores.set_exception(StoppedError("the model's thread ended"))
         finally:
             self._fail_waiting("the model's thread ended")
 
@@ -202,7 +222,7 @@ class Batcher:
                 job = self._queue.popleft()
                 self._count(-job.tokens)
                 if job.scores.set_running_or_notify_cancel():
-                    job.scores.set_exception(ScoringError(why))
+                    job.scores.set_exception(StoppedError(why))
 
     def _take(self) -> list[_Job]:
         """Waiting requests up to the budget, oldest first; none when the worker is to end."""
@@ -222,18 +242,19 @@ class Batcher:
 
     def _score(self, batch: Sequence[_Job]) -> None:
         tokens, started = sum(job.tokens for job in batch), time.perf_counter()
-        scores, broken = self._score_trees([tree for job in batch for tree in job.trees])
+        trees = [tree for job in batch for tree in job.trees]
+        alone = len(batch) == 1
+        values, failures, raised = self._score_trees(trees, halve=alone)
         at = 0
         again: list[_Job] = []
         for job in batch:
             own = range(at, at + len(job.trees))
             at += len(job.trees)
-            if not any(index in broken for index in own):
-                job.scores.set_result([scores[index] for index in own])
-            elif len(batch) > 1:
+            if not alone and any(index in raised for index in own):
                 again.append(job)
-            else:
-                job.scores.set_exception(ScoringError(next(broken[i] for i in own if i in broken)))
+                continue
+            why = {(t - own.start, i): reason for (t, i), reason in failures.items() if t in own}
+            job.scores.set_result(TreeScores([values[t] for t in own], why))
         if again:
             self.metrics.failures.labels("batch").inc()
             logger.warning("a batch failed; %d of its requests are tried alone", len(again))
@@ -245,20 +266,47 @@ class Batcher:
         for job in again:
             self._score([job])
 
-    def _score_trees(self, trees: Sequence[Tree]) -> tuple[TreeScores, dict[int, str]]:
-        """Scores of every leaf, and why for each tree that a row failed with."""
-        scores: TreeScores = [[math.nan] * len(tree.leaves) for tree in trees]
-        broken: dict[int, str] = {}
+    def _score_trees(
+        self, trees: Sequence[Tree], *, halve: bool
+    ) -> tuple[list[list[float]], dict[tuple[int, int], str], set[int]]:
+        """Scores, why there is none, by (tree, leaf), and the trees in rows that raised.
+
+        Args:
+            halve: halve a row that raises until what is at fault is alone.
+        """
+        values = [[math.nan] * len(tree.leaves) for tree in trees]
+        failures: dict[tuple[int, int], str] = {}
+        raised: set[int] = set()
+        waiting = [[list(range(len(tree.leaves))) for tree in trees]]
+        while waiting:
+            for row in pack(trees, self._row_tokens, points=waiting.pop(), share_rows=True):
+                found, reason = self._score_or_reason(row)
+                for leaf, s in zip(row.leaves, found, strict=bool(found)):
+                    values[leaf.tree][leaf.leaf] = s
+                    if not math.isfinite(s):
+                        failures[leaf.tree, leaf.leaf] = f"the model's score is {s}"
+                if found:
+                    continue
+                raised |= {leaf.tree for leaf in row.leaves}
+                if halve and len(row.leaves) > 1:
+                    middle = len(row.leaves) // 2
+                    waiting += [
+                        _chosen(trees, part) for part in (row.leaves[:middle], row.leaves[middle:])
+                    ]
+                else:
+                    failures |= {(leaf.tree, leaf.leaf): reason for leaf in row.leaves}
+        return values, failures, raised
+
+    def _score_or_reason(self, row: PackedRow) -> tuple[list[float], str]:
         try:
-            rows = pack(trees, self._row_tokens, share_rows=True).rows
-        except Exception as error:
-            return scores, dict.fromkeys(range(len(trees)), type(error).__name__)
-        for row in rows:
-            try:
-                found = self._score_row(row)
-            except Exception as error:  # its message may hold anything; its type does not
-                broken |= dict.fromkeys((leaf.tree for leaf in row.leaves), type(error).__name__)
-                continue
-            for leaf, s in zip(row.leaves, found, strict=True):
-                scores[leaf.tree][leaf.leaf] = s
-        return scores, broken
+            return self._score_row(row), ""
+        except Exception as error:  # its message may hold anything; its type does not
+            return [], f"the model failed: {type(error).__name__}"
+
+
+def _chosen(trees: Sequence[Tree], leaves: Sequence[PackedLeaf]) -> list[list[int]]:
+    """For each tree which of its leaves are among these."""
+    chosen: list[list[int]] = [[] for _ in trees]
+    for leaf in leaves:
+        chosen[leaf.tree].append(leaf.leaf)
+    return chosen

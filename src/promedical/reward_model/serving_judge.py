@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from promedical.reward_model.grade import RubricRewardModel
+from promedical.reward_model.grade import Grade, RubricRewardModel, to_grade
 from promedical.reward_model.render import RenderError, spoken
-from promedical.reward_model.serving_batch import unique_tokens
+from promedical.reward_model.serving_batch import TreeScores, unique_tokens
 from promedical.reward_model.serving_metrics import ServingMetrics
 from promedical.reward_model.serving_schema import (
     ClassifyRequest,
@@ -27,11 +27,15 @@ from promedical.reward_model.serving_schema import (
     rubric_of,
 )
 from promedical.reward_model.tree import Leaf, Tree
-from promedical.rubric import RewardSpec, Rubric, RubricError, Verdict, reward, score
+from promedical.rubric import RewardSpec, Rubric, RubricError, reward
 
-__all__ = ["Asked", "ClassifyJob", "GradeJob", "Limits"]
+__all__ = ["Asked", "ClassifyJob", "GradeJob", "Limits", "UnscoredError"]
 
 MIN_PATH = 3  # a prompt, a response and a criterion have a token each
+
+
+class UnscoredError(RuntimeError):
+    """An input without a score; the message says which, and why."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +132,9 @@ class GradeJob:
         n, k = len(self.emptied), len(self.rubric.criteria)
         return Asked(n, n * k, sum(map(unique_tokens, self.trees)))
 
-    def unjudged(self, why: str) -> dict[tuple[int, int], str]:
-        """Every judgment as failed, for a model that failed on this request."""
-        return self.failures | dict.fromkeys(self.kept, why)
-
     def answer(
         self,
-        scores: Sequence[Sequence[float]] | str,
+        found: TreeScores | str,
         grader: RubricRewardModel,
         name: str,
         metrics: ServingMetrics,
@@ -142,61 +142,49 @@ class GradeJob:
         """The answer's JSON.
 
         Args:
-            scores: of every leaf of the tree; or why the model gave none.
+            found: what the model gave, or why it gave nothing.
         """
         values: dict[tuple[int, int], float] = {}
-        failures = self.unjudged(scores) if isinstance(scores, str) else dict(self.failures)
-        if not isinstance(scores, str):
-            for place, s in zip(self.kept, scores[0] if scores else (), strict=True):
-                if math.isfinite(s):
-                    values[place] = s
-                else:
-                    failures[place] = f"the model's score is {s}"
-        return {
-            "model": name,
-            "grades": [
-                self._grade(r, values, failures, grader, metrics) for r in range(len(self.emptied))
-            ],
-        }
+        failures = dict(self.failures)
+        if isinstance(found, str):
+            failures |= dict.fromkeys(self.kept, found)
+        elif self.trees:
+            values = dict(zip(self.kept, found.values[0], strict=True))
+            failures |= {self.kept[leaf]: why for (_, leaf), why in found.failures.items()}
+        grades = []
+        for r, emptied in enumerate(self.emptied):
+            ids = [(c.id, (r, k)) for k, c in enumerate(self.rubric.criteria)]
+            grade = to_grade(
+                self.rubric,
+                grader.calibration,
+                {i: values.get(place, math.nan) for i, place in ids},
+                {i: failures[place] for i, place in ids if place in failures},
+                operating_point=self.operating_point,
+                emptied=emptied,
+            )
+            metrics.failures.labels("judgment").inc(len(grade.failures))
+            for c in self.rubric.criteria:
+                metrics.verdicts.labels(c.tier.value, grade.verdicts[c.id].value).inc()
+            grades.append(_grade_json(grade, self.spec))
+        return {"model": name, "grades": grades}
 
-    def _grade(
-        self,
-        response: int,
-        values: dict[tuple[int, int], float],
-        failures: dict[tuple[int, int], str],
-        grader: RubricRewardModel,
-        metrics: ServingMetrics,
-    ) -> dict[str, Any]:
-        verdicts: dict[str, Verdict] = {}
-        probabilities: dict[str, float | None] = {}
-        raw: dict[str, float | None] = {}
-        failed: dict[str, str] = {}
-        for k, criterion in enumerate(self.rubric.criteria):
-            s = values.get((response, k))
-            raw[criterion.id] = s
-            if s is None:
-                failed[criterion.id] = failures[response, k]
-                verdicts[criterion.id], probabilities[criterion.id] = Verdict.ERROR, None
-                metrics.failures.labels("judgment").inc()
-            else:
-                verdicts[criterion.id], probabilities[criterion.id] = grader.calibration.verdict(
-                    criterion.tier, s, self.operating_point
-                )
-            metrics.verdicts.labels(criterion.tier.value, verdicts[criterion.id].value).inc()
-        scores = score(self.rubric, verdicts)
-        try:
-            worth = reward(scores, self.spec)
-        except RubricError:  # safety only: there is no S1 and so no reward
-            worth = None
-        return {
-            "verdicts": verdicts,
-            "probabilities": probabilities,
-            "raw": raw,
-            "scores": asdict(scores),
-            "reward": worth,
-            "failures": failed,
-            "emptied": self.emptied[response],
-        }
+
+def _grade_json(grade: Grade, spec: RewardSpec) -> dict[str, Any]:
+    try:
+        worth = reward(grade.scores, spec)
+    except RubricError:  # safety only: there is no S1 and so no reward
+        worth = None
+    judged = [i for i in grade.verdicts if i not in grade.failures]
+    missing = dict.fromkeys(grade.failures)
+    return {
+        "verdicts": grade.verdicts,
+        "probabilities": {i: grade.probabilities[i] for i in judged} | missing,
+        "raw": {i: grade.raw[i] for i in judged} | missing,
+        "scores": asdict(grade.scores),
+        "reward": worth,
+        "failures": grade.failures,
+        "emptied": grade.emptied,
+    }
 
 
 @dataclass(frozen=True)
@@ -261,18 +249,15 @@ class ClassifyJob:
         """Its size."""
         return Asked(len(self.trees), len(self.trees), sum(map(unique_tokens, self.trees)))
 
-    def answer(
-        self, scores: Sequence[Sequence[float]], grader: RubricRewardModel, name: str
-    ) -> dict[str, Any]:
+    def answer(self, found: TreeScores, grader: RubricRewardModel, name: str) -> dict[str, Any]:
         """The answer's JSON.
 
         Raises:
-            ValueError: a score is not finite, which this shape cannot say.
+            UnscoredError: an input has no score, which this shape cannot say.
         """
-        values = [leaf for (leaf,) in scores]
-        for i, s in enumerate(values):
-            if not math.isfinite(s):
-                raise ValueError(f"input[{i}]: the model's score is {s}")
+        for (i, _), why in sorted(found.failures.items()):
+            raise UnscoredError(f"input[{i}]: {why}")
+        values = [leaf for (leaf,) in found.values]
         labels: Any = grader.model.model.config.id2label or {}
         return {
             "id": f"classify-{uuid.uuid4().hex}",
