@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import random
 
 import pytest
 import torch
@@ -20,14 +22,18 @@ from transformers import (
 
 from promedical.demo.models import cached_model
 from promedical.records import Message
+from promedical.reward_model import attention
 from promedical.reward_model.attention import (
     IMPLEMENTATION,
     AttentionError,
+    _Plan,
     backbone_forward,
     dense_mask,
     register,
     score_row,
 )
+from promedical.reward_model.balance_rows import visible_pairs
+from promedical.reward_model.block_mask import bucket
 from promedical.reward_model.render import Renderer
 from promedical.reward_model.tree import Leaf, PackedRow, Tree, pack, paths
 from trees import trees
@@ -94,7 +100,7 @@ def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("architecture", CONFIGS)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(tree=trees())
 @example(tree=UNEVEN)
 def test_scores_and_gradients_equal_those_of_separate_sequences(architecture, implementation, tree):
@@ -128,21 +134,152 @@ def test_order_and_company_change_nothing(tree, data):
     assert torch.allclose(found, scores[torch.tensor(kept)], atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_several_trees_may_share_a_row(implementation):
-    model = model_of("qwen3")
-    other = Tree((30, 31), ((32, 33),), (Leaf(0, 0, (34, 35, 36)), Leaf(0, 1, (37,))))
-    forest = [UNEVEN, other]
+# --- several trees in a row -----------------------------------------------------------------------
 
-    (row,) = pack(forest, 10_000, share_rows=True)
-    expected = {
-        (i, n): score
-        for i, tree in enumerate(forest)
-        for n, score in enumerate(separately(model, paths(tree)))
-    }
-    found = score_row(model, row, implementation)
-    for leaf, score in zip(row.leaves, found, strict=True):
-        assert torch.allclose(score, expected[leaf.tree, leaf.leaf], atol=1e-5)
+
+def shared_row(forest: list[Tree]) -> PackedRow:
+    (row,) = pack(forest, 100_000, share_rows=True)
+    return row
+
+
+def by_tree(row: PackedRow, scores: Tensor) -> Tensor:
+    """Scores in the order of the trees and of their leaves."""
+    keys = [(leaf.tree, leaf.leaf) for leaf in row.leaves]
+    return scores[sorted(range(len(keys)), key=keys.__getitem__)]
+
+
+def all_separately(model: PreTrainedModel, forest: list[Tree]) -> Tensor:
+    return torch.cat([separately(model, paths(tree)) for tree in forest])
+
+
+def long_tree(x: int, y: int, c: int, k: int, n: int = 2) -> Tree:
+    rng = random.Random(x)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(3, 60) for _ in range(count))
+
+    leaves = tuple(Leaf(r, q, ids(c)) for r in range(n) for q in range(k))
+    return Tree(ids(x), tuple(ids(y) for _ in range(n)), leaves)
+
+
+# One tree long, one with more criteria than go together, two alike.
+MIXED = [
+    long_tree(70, 90, 6, 3),
+    long_tree(9, 8, 7, 6),
+    long_tree(20, 30, 25, 2),
+    long_tree(21, 28, 5, 2, n=1),
+]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("architecture", CONFIGS)
+@settings(max_examples=6)
+@given(forest=st.lists(trees(responses=3, criteria=3), min_size=2, max_size=3))
+@example(forest=[UNEVEN, UNEVEN])
+@example(forest=MIXED)
+def test_trees_that_share_a_row_score_and_teach_as_separate_sequences(
+    architecture, implementation, forest
+):
+    model = model_of(architecture)
+    expected = all_separately(model, forest)
+    wanted = gradients(model, expected)
+    row = shared_row(forest)
+    found = by_tree(row, score_row(model, row, implementation))
+    assert torch.allclose(found, expected, atol=1e-4, rtol=0)
+    assert_close(gradients(model, found), wanted)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_gradient_checkpointing_changes_no_gradient(architecture, reentrant):
+    model = make(CONFIGS[architecture](**SIZES))
+    wanted = gradients(model, all_separately(model, MIXED))
+    row = shared_row(MIXED)
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    for implementation in IMPLEMENTATIONS:
+        found = by_tree(row, score_row(model, row, implementation))
+        assert_close(gradients(model, found), wanted)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_bf16_errs_no_more_than_bf16_on_separate_sequences(architecture):
+    """Against float32 on separate sequences, by root mean square: at most 1.5 times their error in
+    bf16, in scores and in gradients (1.13 times is the most found here). The two round differently,
+    so they cannot be equal."""
+    exact = model_of(architecture)
+    model = copy.deepcopy(exact).to(torch.bfloat16)
+    expected = all_separately(exact, MIXED)
+    wanted = torch.cat([g.flatten() for g in gradients(exact, expected)])
+    row = shared_row(MIXED)
+
+    def errors(scores: Tensor) -> tuple[float, float]:
+        taught = torch.cat([g.flatten().float() for g in gradients(model, scores.float())])
+        return (
+            float((scores.float() - expected).norm().detach() / expected.norm().detach()),
+            float((taught - wanted).norm() / wanted.norm()),
+        )
+
+    alone = errors(all_separately(model, MIXED))
+    for implementation in IMPLEMENTATIONS:
+        packed = errors(by_tree(row, score_row(model, row, implementation)))
+        assert packed[0] <= 1.5 * alone[0], implementation
+        assert packed[1] <= 1.5 * alone[1], implementation
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert errors(by_tree(row, score_row(model, row))) == pytest.approx(
+        errors(by_tree(row, score_row(model.eval(), row))), rel=1e-3
+    )
+
+
+def test_batches_repeat_and_pad_little():
+    """What "batched" computes and copies stays near what is visible, whatever the trees' sizes."""
+    forest = [long_tree(60 * i, 50 * i + 7, 10 + 3 * i, 8, n=3) for i in range(1, 8)]
+    row = shared_row(forest)
+    plan = _Plan(row, torch.device("cpu"), torch.float32, "batched")
+    pairs = sum(len(g.queries) * len(g.keys) / g.batch for g in plan.groups)
+    assert pairs < 2.5 * visible_pairs(row)
+    assert sum(len(g.keys) for g in plan.groups) < 4 * len(row)
+
+
+# --- FlexAttention: only its forward pass exists on a CPU -----------------------------------------
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_flex_scores_as_separate_sequences(architecture):
+    model = model_of(architecture)
+    row = shared_row(MIXED)
+    with torch.no_grad():
+        found = by_tree(row, score_row(model, row, "flex"))
+        assert torch.allclose(found, all_separately(model, MIXED), atol=1e-4, rtol=0)
+
+
+def dense_flex(query, key, value, mask, scale):
+    """FlexAttention's definition, with a backward pass."""
+    length, repeats = query.shape[2], query.shape[1] // key.shape[1]
+    at = torch.arange(length)
+    visible = mask.mask_mod(None, None, at[:, None], at[None, :])
+    key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
+    scores = (query @ key.transpose(2, 3) * scale).masked_fill(~visible, float("-inf"))
+    return scores.softmax(-1) @ value
+
+
+def test_padding_a_row_for_flex_changes_no_gradient(monkeypatch):
+    monkeypatch.setattr(attention, "flex", dense_flex)
+    model = model_of("qwen3")
+    row = shared_row(MIXED[1:])
+    assert bucket(len(row)) > len(row)
+    wanted = gradients(model, all_separately(model, MIXED[1:]))
+    found = by_tree(row, score_row(model, row, "flex"))
+    assert_close(gradients(model, found), wanted)
+    states = torch.randn(len(row), SIZES["hidden_size"])
+    ours, dense = (
+        backbone_forward(model.model, row, inputs_embeds=states, implementation=name)
+        for name in ("flex", "dense")
+    )
+    assert ours.shape == states.shape
+    assert torch.allclose(ours, dense, atol=1e-5)
 
 
 def test_the_dense_mask_shows_own_segment_and_ancestors_up_to_oneself():
@@ -173,15 +310,6 @@ def test_upper_layers_run_on_the_cached_states_of_lower_ones():
     upper.sum().backward()
     assert states.grad is not None
     assert states.grad.shape == states.shape
-
-
-def test_gradients_survive_gradient_checkpointing():
-    model = make(LlamaConfig(**SIZES))
-    row = one_row(UNEVEN)
-    wanted = gradients(model, score_row(model, row))
-    model.train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    assert_close(gradients(model, score_row(model, row)), wanted)
 
 
 def test_a_lora_model_is_scored_as_it_is():

@@ -13,8 +13,9 @@ over disjoint sets of keys S merge exactly through their log-sum-exp,
     o = Σ_S e^(ℓ_S − ℓ) o_S,   ℓ = log Σ_S e^ℓ_S.
 
 Given the merged o and ℓ, the backward pass of each call is right as it is (the gradient of a key
-needs only p = e^(s − ℓ) and o), so gradients add up. Elsewhere each level is one batched
-scaled-dot-product call with a small mask of its own.
+needs only p = e^(s − ℓ) and o), so gradients add up. Elsewhere each level is a few batched
+scaled-dot-product calls, one for items of about one size, with a small mask of their own. "flex" is
+FlexAttention on the whole row (`block_mask`); which is faster on a GPU is still to be measured.
 
 `implementation="dense"` is the slow, obvious twin: one 4-D mask over the row. Models that cannot
 take a tree (sliding windows, linear layers) are scored as separate sequences, and it is said.
@@ -30,12 +31,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from promedical.reward_model.tree import PackedRow
+from promedical.reward_model.block_mask import BlockMask, bucket, flex, row_block_mask
+from promedical.reward_model.tree import PackedRow, Segment
 
 __all__ = [
     "IMPLEMENTATION",
@@ -51,7 +53,7 @@ IMPLEMENTATION = "promedical_tree"
 ACCEPTED = (IMPLEMENTATION, "eager", "sdpa", "flex_attention")
 
 # "level" is "runs" on a CPU and "batched" elsewhere.
-Implementation = Literal["level", "runs", "batched", "dense"]
+Implementation = Literal["level", "runs", "batched", "flex", "dense"]
 
 
 class AttentionError(ValueError):
@@ -59,21 +61,36 @@ class AttentionError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Level:
+class _Group:
     """One batched attention call: `batch` items of `length` queries, each with `keys` keys.
 
     Args:
         queries: row index of every query, [batch * length]; padding repeats an item's first.
         keys: row index of every key, [batch * keys]; padding repeats an item's first.
         mask: additive, [batch, 1, length, keys]; None where the call is plain causal.
-        kept: which of the flat queries are no padding, in row order of the level.
     """
 
     batch: int
     queries: Tensor
     keys: Tensor
     mask: Tensor | None
-    kept: Tensor
+
+
+@dataclass(frozen=True)
+class _Leaves:
+    """Criteria of about one length, which attend to themselves as one batch.
+
+    Args:
+        batch: number of criteria.
+        tokens: where their tokens are in the row, [batch * length]; padding repeats the last.
+        real: which of these are no padding; None if all are.
+        at: where the real ones are in the row.
+    """
+
+    batch: int
+    tokens: slice | Tensor
+    real: Tensor | None
+    at: slice | Tensor
 
 
 @dataclass(frozen=True)
@@ -83,33 +100,35 @@ class _Runs:
     Args:
         own: segments that attend to themselves, (start, stop).
         above: everything below a segment attends to it, (query start, stop, key start, stop).
-        leaves: slice of the row that holds the criteria, which attend to themselves as one batch.
-        batch: number of criteria.
-        padded: index into the criteria's tokens that pads them to one length; None if they have it.
-        real: which of the padded tokens are real; None with `padded`.
+        leaves: the criteria, by length.
     """
 
     own: tuple[tuple[int, int], ...]
     above: tuple[tuple[int, int, int, int], ...]
-    leaves: tuple[int, int]
-    batch: int
-    padded: Tensor | None
-    real: Tensor | None
+    leaves: tuple[_Leaves, ...]
 
 
 class _Plan:
-    """How a row attends, built once a forward and used by every layer."""
+    """How a row attends, built once a forward and used by every layer.
+
+    Args:
+        kept: where each token of the row is found in the groups' outputs, one after the other.
+    """
 
     def __init__(
         self, row: PackedRow, device: torch.device, dtype: torch.dtype, implementation: str
     ) -> None:
         self.calls = 0
-        by_runs = implementation == "runs" or (implementation == "level" and device.type == "cpu")
-        self.runs = _runs(row) if by_runs else None
-        depths = sorted({segment.depth for segment in row.segments})
-        self.levels = (
-            [_level(row, depth, device, dtype) for depth in depths] if self.runs is None else []
-        )
+        self.runs: _Runs | None = None
+        self.block_mask: BlockMask | None = None
+        self.groups: list[_Group] = []
+        self.kept: Tensor | None = None
+        if implementation == "flex":
+            self.block_mask = row_block_mask(row, bucket(len(row)), device)
+        elif implementation == "runs" or (implementation == "level" and device.type == "cpu"):
+            self.runs = _runs(row)
+        else:
+            self.groups, self.kept = _groups(row, device, dtype)
 
 
 def _chain(row: PackedRow, segment: int) -> list[int]:
@@ -122,35 +141,74 @@ def _chain(row: PackedRow, segment: int) -> list[int]:
     return above
 
 
-def _level(row: PackedRow, depth: int, device: torch.device, dtype: torch.dtype) -> _Level:
-    own = [i for i, s in enumerate(row.segments) if s.depth == depth]
-    queries = [_tokens(row, [i]) for i in own]
-    keys = [_tokens(row, [*_chain(row, i), i]) for i in own]
-    length, width = max(map(len, queries)), max(map(len, keys))
-    mask = None
-    if len(own) > 1 or length != width:
-        visible = torch.zeros(len(own), length, width, dtype=torch.bool)
-        for b in range(len(own)):
-            shared = len(keys[b]) - len(queries[b])
-            causal = torch.ones(len(queries[b]), len(keys[b]), dtype=torch.bool).tril(shared)
-            visible[b, : len(queries[b]), : len(keys[b])] = causal
-            # A padding query with nothing to see would give NaN gradients; it sees one key.
-            visible[b, len(queries[b]) :, 0] = True
-        mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
-        mask = mask[:, None].to(device)
-    kept = [b * length + j for b, own_tokens in enumerate(queries) for j in range(len(own_tokens))]
+def _items(row: PackedRow) -> list[list[int]]:
+    """Segments that attend as one item: a prompt, a response, or criteria of one response.
 
-    def index(rows: list[list[int]], size: int) -> Tensor:
-        flat = [t for held in rows for t in held + [held[0]] * (size - len(held))]
-        return torch.tensor(flat, device=device)
+    Criteria go together, although they do not see each other, so that the conversation and the
+    response above them are copied once; but not more than doubles the pairs to compute.
+    """
+    items: list[list[int]] = []
+    tokens = 0
+    for i, segment in enumerate(row.segments):
+        tokens += segment.length
+        siblings = segment.depth == 2 and row.segments[i - 1].parent == segment.parent
+        if siblings and tokens <= segment.position:
+            items[-1].append(i)
+        else:
+            items.append([i])
+            tokens = segment.length
+    return items
 
-    return _Level(
-        len(own),
-        index(queries, length),
-        index(keys, width),
-        mask,
-        torch.tensor(kept, device=device),
-    )
+
+def _about(size: int) -> int:
+    """Number of a size's class; sizes of one class differ by less than a quarter, or are small."""
+    return math.floor(math.log(max(size, 16), 1.25))
+
+
+def _groups(
+    row: PackedRow, device: torch.device, dtype: torch.dtype
+) -> tuple[list[_Group], Tensor]:
+    """The row's items in groups of about one size, and where each token's output is found."""
+    alike: dict[tuple[bool, int, int], list[list[int]]] = {}
+    for item in _items(row):
+        length, shared = sum(row.segments[i].length for i in item), row.segments[item[0]].position
+        alike.setdefault((shared > 0, _about(length), _about(shared + length)), []).append(item)
+    kept = torch.empty(len(row), dtype=torch.long)
+    done = 0
+    groups = []
+    for (masked, *_), items in sorted(alike.items()):
+        queries = [_tokens(row, item) for item in items]
+        keys = [_tokens(row, [*_chain(row, item[0]), *item]) for item in items]
+        length, width = max(map(len, queries)), max(map(len, keys))
+        for b, own in enumerate(queries):
+            kept[own] = torch.arange(len(own)) + (done + b * length)
+        done += len(items) * length
+        # A prompt sees itself only: causal, and its padding comes after all that matters.
+        mask = _visible(row, items, length, width) if masked else None
+        if mask is not None:
+            mask = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))
+            mask = mask[:, None].to(device)
+        flat = [
+            torch.tensor([t for held in rows for t in held + [held[0]] * (size - len(held))])
+            for rows, size in ((queries, length), (keys, width))
+        ]
+        groups.append(_Group(len(items), flat[0].to(device), flat[1].to(device), mask))
+    return groups, kept.to(device)
+
+
+def _visible(row: PackedRow, items: list[list[int]], length: int, width: int) -> Tensor:
+    """Who sees whom in each item, [items, length, width]."""
+    visible = torch.zeros(len(items), length, width, dtype=torch.bool)
+    for b, item in enumerate(items):
+        shared, done = row.segments[item[0]].position, 0
+        for size in (row.segments[i].length for i in item):
+            own = slice(done, done + size)
+            visible[b, own, :shared] = True
+            visible[b, own, shared + done : shared + done + size].fill_(True).tril_()
+            done += size
+        # A padding query with nothing to see would give NaN gradients; it sees one key.
+        visible[b, done:, 0] = True
+    return visible
 
 
 def _tokens(row: PackedRow, segments: list[int]) -> list[int]:
@@ -159,7 +217,6 @@ def _tokens(row: PackedRow, segments: list[int]) -> list[int]:
 
 def _runs(row: PackedRow) -> _Runs:
     segments = row.segments
-    leaves = [s for s in segments if s.depth == 2]
     below: dict[int, list[list[int]]] = {}
     for i, segment in enumerate(segments):
         for ancestor in _chain(row, i):
@@ -173,15 +230,25 @@ def _runs(row: PackedRow) -> _Runs:
         for i, runs in sorted(below.items())
         for start, stop in runs
     )
-    first, length = leaves[0].start, max(s.length for s in leaves)
-    padded = real = None
-    if any(s.length != length for s in leaves):
-        padded = torch.tensor(
-            [s.start - first + min(j, s.length - 1) for s in leaves for j in range(length)]
-        )
-        real = torch.tensor([j < s.length for s in leaves for j in range(length)])
     own = tuple((s.start, s.stop) for s in segments if s.depth < 2)
-    return _Runs(own, above, (first, leaves[-1].stop), len(leaves), padded, real)
+    return _Runs(own, above, _leaves([s for s in segments if s.depth == 2]))
+
+
+def _leaves(criteria: list[Segment]) -> tuple[_Leaves, ...]:
+    """Criteria in batches of about one length; a slice of the row if they all have the same."""
+    if len({s.length for s in criteria}) == 1:
+        whole = slice(criteria[0].start, criteria[-1].stop)
+        return (_Leaves(len(criteria), whole, None, whole),)
+    alike: dict[int, list[Segment]] = {}
+    for segment in criteria:
+        alike.setdefault(_about(segment.length), []).append(segment)
+    found = []
+    for _, held in sorted(alike.items()):
+        length = max(s.length for s in held)
+        tokens = torch.tensor([s.start + min(j, s.length - 1) for s in held for j in range(length)])
+        real = torch.tensor([j < s.length for s in held for j in range(length)])
+        found.append(_Leaves(len(held), tokens, real, tokens[real]))
+    return tuple(found)
 
 
 class _RunAttention(torch.autograd.Function):
@@ -191,7 +258,8 @@ class _RunAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, runs: _Runs, scale: float
     ) -> Tensor:
-        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+        # Parts are merged in single precision, so that a merge adds no rounding of its own.
+        out = torch.empty_like(query.transpose(1, 2), dtype=torch.float32)
         out = out.transpose(1, 2)
         lse = torch.empty(query.shape[:3], dtype=torch.float32)
         for start, stop in runs.own:
@@ -199,18 +267,19 @@ class _RunAttention(torch.autograd.Function):
             out[:, :, held], lse[:, :, held] = _flash(
                 query[:, :, held], key[:, :, held], value[:, :, held], True, scale
             )
-        held = slice(*runs.leaves)
-        q, k, v = (_batch(states[0, :, held], runs) for states in (query, key, value))
-        for whole, found in zip((out, lse), _flash(q, k, v, True, scale), strict=True):
-            whole[0, :, held] = _unbatch(found, runs)
+        for leaves in runs.leaves:
+            q, k, v = (_batch(states[0], leaves) for states in (query, key, value))
+            for whole, found in zip((out, lse), _flash(q, k, v, True, scale), strict=True):
+                _put(whole[0], found, leaves)
         for start, stop, first, last in runs.above:
             held, seen = slice(start, stop), slice(first, last)
             part, part_lse = _flash(
                 query[:, :, held], key[:, :, seen], value[:, :, seen], False, scale
             )
             share = torch.sigmoid(part_lse - lse[:, :, held])  # e^ℓ' / (e^ℓ + e^ℓ')
-            out[:, :, held].lerp_(part, share[..., None].to(part.dtype))
+            out[:, :, held].lerp_(part.float(), share[..., None])
             lse[:, :, held] = torch.logaddexp(lse[:, :, held], part_lse)
+        out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.runs, ctx.scale = runs, scale
         return out
@@ -220,14 +289,13 @@ class _RunAttention(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         runs, scale = ctx.runs, ctx.scale
         grads = [torch.zeros_like(states) for states in (query, key, value)]
-        held = slice(*runs.leaves)
-        # Padding gets a zero gradient and, through an infinite ℓ, zero attention.
-        q, k, v, o = (_batch(states[0, :, held], runs) for states in (query, key, value, out))
-        g, ends = _batch(grad[0, :, held], runs, 0.0), _batch(lse[0, :, held], runs, math.inf)
-        for whole, part in zip(
-            grads, _flash_backward(g, q, k, v, o, ends, True, scale), strict=True
-        ):
-            whole[0, :, held] = _unbatch(part, runs)
+        for leaves in runs.leaves:
+            # Padding gets a zero gradient and, through an infinite ℓ, zero attention.
+            q, k, v, o = (_batch(states[0], leaves) for states in (query, key, value, out))
+            g, ends = _batch(grad[0], leaves, 0.0), _batch(lse[0], leaves, math.inf)
+            parts = _flash_backward(g, q, k, v, o, ends, True, scale)
+            for whole, part in zip(grads, parts, strict=True):
+                _put(whole[0], part, leaves)
         calls = [(start, stop, start, stop, True) for start, stop in runs.own]
         calls += [(*run, False) for run in runs.above]
         for start, stop, first, last, causal in calls:
@@ -269,46 +337,53 @@ def _flash_backward(
     return grads
 
 
-def _batch(states: Tensor, runs: _Runs, fill: float | None = None) -> Tensor:
-    """The criteria's states [heads, tokens, …] as [criteria, heads, length, …], padded."""
-    if runs.padded is not None:
-        assert runs.real is not None
-        states = states.index_select(1, runs.padded)
-        if fill is not None:
-            real = runs.real.view(-1, *[1] * (states.dim() - 2))
-            states = states.masked_fill(~real, fill)
-    return states.unflatten(1, (runs.batch, -1)).transpose(0, 1)
+def _batch(states: Tensor, leaves: _Leaves, fill: float | None = None) -> Tensor:
+    """The criteria's states, of [heads, tokens, …], as [criteria, heads, length, …], padded."""
+    held = states[:, leaves.tokens]
+    if fill is not None and leaves.real is not None:
+        real = leaves.real.view(-1, *[1] * (states.dim() - 2))
+        held = held.masked_fill(~real, fill)
+    return held.unflatten(1, (leaves.batch, -1)).transpose(0, 1)
 
 
-def _unbatch(states: Tensor, runs: _Runs) -> Tensor:
-    """The inverse of `_batch`."""
+def _put(whole: Tensor, states: Tensor, leaves: _Leaves) -> None:
+    """The inverse of `_batch`, into [heads, tokens, …]."""
     flat = states.transpose(0, 1).flatten(1, 2)
-    return flat if runs.real is None else flat[:, runs.real]
+    whole[:, leaves.at] = (flat if leaves.real is None else flat[:, leaves.real]).to(whole.dtype)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, plan: _Plan, scale: float) -> Tensor:
     """Tree attention; query [1, heads, tokens, d], key and value [1, kv heads, tokens, d]."""
+    if plan.block_mask is not None:
+        return flex(query, key, value, plan.block_mask, scale).transpose(1, 2)
     if plan.runs is not None:
         out: Tensor = _RunAttention.apply(query, key, value, plan.runs, scale)
         return out.transpose(1, 2)
-    outputs = []
-    for level in plan.levels:
-
-        def take(states: Tensor, index: Tensor, batch: int = level.batch) -> Tensor:
-            chosen = states[0].index_select(1, index)
-            return chosen.unflatten(1, (batch, -1)).transpose(0, 1)
-
-        out = scaled_dot_product_attention(
-            take(query, level.queries),
-            take(key, level.keys),
-            take(value, level.keys),
-            attn_mask=level.mask,
-            is_causal=level.mask is None,
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
+    assert plan.kept is not None
+    heads, outputs = query.shape[1], []
+    for group in plan.groups:
+        q, k, v = (
+            states[0].index_select(1, index).unflatten(1, (group.batch, -1)).transpose(0, 1)
+            for states, index in (
+                (query, group.queries),
+                (key, group.keys),
+                (value, group.keys),
+            )
         )
-        outputs.append(out.transpose(1, 2).flatten(0, 1).index_select(0, level.kept))
-    return torch.cat(outputs)[None]
+        if group.mask is not None:
+            # With a mask, CUDA's fast kernels take no grouped heads.
+            k, v = (states.repeat_interleave(heads // k.shape[1], dim=1) for states in (k, v))
+        out = scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=group.mask,
+            is_causal=group.mask is None,
+            scale=scale,
+            enable_gqa=heads != k.shape[1],
+        )
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, plan.kept)[None]
 
 
 def _tree_attention_forward(
@@ -392,10 +467,11 @@ def backbone_forward(
     Args:
         backbone: a transformers decoder such as `LlamaModel`, or one with only some of its layers;
             its attention implementation is set to "promedical_tree" and stays so.
-        row: the packed row.
+        row: the packed row, of one tree or several.
         inputs_embeds: states to start from in place of the token embeddings, [tokens, d].
-        implementation: "level" takes "runs" (slices, CPU only) on a CPU and "batched" (a masked
-            call a level) elsewhere; "dense" is the slow twin with one mask over the row.
+        implementation: "level" takes "runs" (slices, CPU only) on a CPU and "batched" (masked
+            calls, level by level) elsewhere; "flex" is FlexAttention on a row padded to a bucket,
+            with a backward pass on GPUs only; "dense" is the slow twin, one mask over the row.
 
     Returns:
         Hidden states, [tokens, d].
@@ -408,14 +484,16 @@ def backbone_forward(
     weight = next(backbone.parameters())
     states = weight if inputs_embeds is None else inputs_embeds
     device, dtype = states.device, states.dtype
+    padding = bucket(len(row)) - len(row) if implementation == "flex" else 0
     inputs: dict[str, Any] = {
-        "position_ids": torch.tensor([row.position_ids], device=device),
+        "position_ids": torch.tensor([row.position_ids + (0,) * padding], device=device),
         "use_cache": False,
     }
     if inputs_embeds is None:
-        inputs["input_ids"] = torch.tensor([row.input_ids], device=device)
+        ids = row.input_ids + row.input_ids[:1] * padding
+        inputs["input_ids"] = torch.tensor([ids], device=device)
     else:
-        inputs["inputs_embeds"] = inputs_embeds[None]
+        inputs["inputs_embeds"] = pad(inputs_embeds, (0, 0, 0, padding))[None]
     if implementation == "dense":
         return backbone(attention_mask=dense_mask(row, device, dtype), **inputs)[0][0]
     if implementation not in get_args(Implementation):
@@ -433,7 +511,7 @@ def backbone_forward(
             f"{config.model_type}: tree attention ran in {plan.calls} of {layers} layers; "
             "this architecture does not use transformers' attention interface"
         )
-    return hidden
+    return hidden[: len(row)]
 
 
 def score_row(
