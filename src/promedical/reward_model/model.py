@@ -137,13 +137,12 @@ def with_lora(
         adapted = get_peft_model(
             model,
             LoraConfig(
-                task_type="SEQ_CLS",
+                task_type="SEQ_CLS",  # which also trains and saves the head
                 r=rank,
                 lora_alpha=alpha,  # type: ignore[arg-type]
                 target_modules=sorted(linear),
                 layers_to_transform=list(range(frozen_layers, len(layers))),
                 layers_pattern="layers",
-                modules_to_save=["score"],
             ),
         )
     return adapted  # type: ignore[return-value]
