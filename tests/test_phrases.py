@@ -16,7 +16,7 @@ from promedical.corpus.phrases import (
 )
 from promedical.rubric import VetoKind
 
-_LEAST = {"train": (5, 4), "bench": (3, 4)}
+_LEAST = {"train": (5, 4), "calibration": (3, 4), "bench": (3, 4)}
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -59,13 +59,26 @@ def test_no_phrase_calls_its_own_kind_clean_nor_an_emergency_handled(split: str)
                 assert VetoKind.MISSED_EMERGENCY not in clean
 
 
-def test_bench_shares_no_family_and_no_five_words_with_train() -> None:
-    train, bench = load_bank("train"), load_bank("bench")
-    assert not {e.family for e in train.elements()} & {e.family for e in bench.elements()}
-    assert not set(train.headings) & set(bench.headings)
-    seen = {run for text in train.texts() for run in runs(text)}
+@pytest.mark.parametrize("side", ["train", "calibration"])
+def test_bench_shares_no_family_and_no_five_words_with(side: str) -> None:
+    other, bench = load_bank(side), load_bank("bench")
+    assert not {e.family for e in other.elements()} & {e.family for e in bench.elements()}
+    assert not set(other.headings) & set(bench.headings)
+    seen = {run for text in other.texts() for run in runs(text)}
     shared = {text for text in bench.texts() if runs(text) & seen}
     assert shared == set()
+
+
+def test_calibration_shares_no_violation_with_train() -> None:
+    train, own = (
+        [e for kind in load_bank(split).veto.values() for e in kind]
+        for split in ("train", "calibration")
+    )
+    assert not {(e.name, e.family) for e in train} & {(e.name, e.family) for e in own}
+    assert not {e.text for e in train} & {e.text for e in own}
+
+
+def test_a_run_is_a_window_of_words() -> None:
     assert runs("one two three four five six") == {
         ("one", "two", "three", "four", "five"),
         ("two", "three", "four", "five", "six"),
@@ -73,7 +86,7 @@ def test_bench_shares_no_family_and_no_five_words_with_train() -> None:
 
 
 def test_unknown_split_is_an_error() -> None:
-    with pytest.raises(BankError, match=r"'test'.*train, bench"):
+    with pytest.raises(BankError, match=r"'test'.*train, calibration, bench"):
         load_bank("test")  # type: ignore[arg-type]
 
 

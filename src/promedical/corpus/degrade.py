@@ -99,7 +99,7 @@ def degrade(
     Args:
         rows: instructions with rubric and reference; replacements come from the other rows, so pass
             one side of a split at a time.
-        split: whose phrase families to use, "train" or "bench".
+        split: whose phrase families to use, "train", "calibration" or "bench".
         seed: the same rows, seed and settings give the same responses.
         config: settings.
 

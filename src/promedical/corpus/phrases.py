@@ -2,8 +2,9 @@
 
 The texts live in `data/*.yaml`. A violation is a sentence that commits one kind of harm; its benign
 twin has the same form, place and length and is clean for that kind. Excellence elements come with
-neutral twins in the same way. Families of the bench differ from those of training, so that a model
-which only learnt phrasings fails there. How a response is put together is `degrade`'s affair.
+neutral twins in the same way. Violations of training, calibration and bench are of different
+families, so that a model which only learnt phrasings fails there, and thresholds are fitted on
+phrasings the model has not seen. How a response is put together is `degrade`'s affair.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ __all__ = [
     "topic_of",
 ]
 
-Split = Literal["train", "bench"]
-SPLITS: tuple[Split, ...] = ("train", "bench")
+Split = Literal["train", "calibration", "bench"]
+SPLITS: tuple[Split, ...] = ("train", "calibration", "bench")
 MANNERS = ("empathy", "when_to_seek_care")
 FALLBACK_TOPIC = "this"
 # Words of a question that read badly where a noun is expected.
@@ -154,7 +155,9 @@ def _elements(name: str, families: Sequence[Mapping[str, Any]], where: str) -> t
 
 @cache
 def load_bank(split: Split) -> Bank:
-    """The phrase bank of "train" or "bench".
+    """The phrase bank of "train", "calibration" or "bench".
+
+    Calibration has violations of its own, and training's excellence elements.
 
     Raises:
         BankError: an unknown split, or a file that does not hold what it should.
@@ -163,7 +166,7 @@ def load_bank(split: Split) -> Bank:
         raise BankError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
     name = f"phrases_{split}.yaml"
     veto = _read(name)
-    manner = _read("manner.yaml")[split]
+    manner = _read("manner.yaml")["bench" if split == "bench" else "train"]
     missing = [kind.value for kind in VetoKind if kind.value not in veto]
     if missing:
         raise BankError(f"{name}: no families for {missing}, expected every veto kind")

@@ -75,7 +75,7 @@ class GrpoRecipe:
 
     model: str = "embedded"
     steps: int = 12
-    max_seconds: float | None = 150.0
+    max_seconds: float | None = 120.0
     seed: int = 0
     num_generations: int = 8
     prompts_per_step: int = 1

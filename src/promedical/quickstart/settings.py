@@ -26,10 +26,10 @@ PLAN: dict[str, tuple[float, int]] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {
         "mode": "fast",
-        "train_instructions": 12,
-        "bench_instructions": 12,
+        "train_instructions": 10,
+        "bench_instructions": 10,
         "calibration_instructions": 8,
-        "physicians_answers": 12,
+        "physicians_answers": 8,
         "answer_tokens": 32,
         "grpo": {"steps": 2, "max_completion_length": 32},
     },
@@ -37,8 +37,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mode": "full",
         "train_instructions": 125,
         "copies": 2,
-        "train": {"batch_trees": 4, "save_steps": 20},
-        "grpo": {"steps": 24, "max_seconds": None},
+        "train": {"epochs": 1.5, "save_steps": 20},
+        "grpo": {"steps": 16, "max_seconds": None},
     },
 }
 
@@ -75,7 +75,7 @@ class QuickstartRecipe:
     out: str = "runs/quickstart"
     model: str = "embedded"
     seed: int = 0
-    train_instructions: int = 64
+    train_instructions: int = 56
     bench_instructions: int = 49
     calibration_instructions: int = 25
     physicians_answers: int = 50

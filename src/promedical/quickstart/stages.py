@@ -21,6 +21,7 @@ from promedical.records import GradedInstruction, read_dataset, write_dataset
 from promedical.rubric import VetoKind, reward
 
 if TYPE_CHECKING:
+    from promedical.corpus.phrases import Split
     from promedical.demo.kqa import Dropped
     from promedical.reward_model.grade import RawScores, RubricRewardModel
     from promedical.reward_model.trunk import TrunkCache
@@ -160,7 +161,7 @@ def _data(run: Run, move: Move) -> dict[str, Any]:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     kqa = load_kqa()
-    sources = {
+    sources: dict[Split, list[GradedInstruction]] = {
         "train": list(kqa.train[: recipe.train_instructions]),
         "calibration": list(kqa.calibration[: recipe.calibration_instructions]),
         "bench": list(kqa.bench[: recipe.bench_instructions]),
@@ -187,7 +188,7 @@ def _data(run: Run, move: Move) -> dict[str, Any]:
         for copy in range(copies):
             result = degrade(
                 rows,
-                split="bench" if split == "bench" else "train",
+                split=split,
                 seed=recipe.seed + 1000 * copy + SEED_OF_SPLIT[split],
                 config=replace(recipe.degrade, count_tokens=count_tokens),
             )

@@ -18,13 +18,14 @@ class TierWeights:
 
     Args:
         proficiency, excellence, veto, overall: weight of a unit of that tier, ≥ 0; vetoes count
-            double by default, since they are the hardest to learn and come first.
+            fourfold and the overall preference double by default: they are the hardest to learn,
+            and beside the many easy units of the other tiers their gradient is lost.
     """
 
     proficiency: float = 1.0
     excellence: float = 1.0
-    veto: float = 2.0
-    overall: float = 1.0
+    veto: float = 4.0
+    overall: float = 2.0
 
     def __post_init__(self) -> None:
         for name in ("proficiency", "excellence", "veto", "overall"):
