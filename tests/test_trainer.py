@@ -7,16 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
     Trainer,
     TrainingArguments,
 )
 
+from promedical.reward_model import trainer as trainer_module
 from promedical.reward_model.instances import Instances, training_trees
 from promedical.reward_model.loss import pack_training_trees
-from promedical.reward_model.model import TreeRewardModel
+from promedical.reward_model.model import TreeRewardModel, new_reward_model
 from promedical.reward_model.settings import TierWeights, TrainSettings
 from promedical.reward_model.trainer import RewardTrainer, TrainError, _Rows, train
 from promedical.reward_model.tree import pack, paths
@@ -26,8 +30,10 @@ from tiny_reward import (
     UNMET,
     criteria,
     load_renderer,
+    load_tokenizer,
     random_rows,
     row,
+    size,
     tiny_classifier,
 )
 
@@ -283,3 +289,132 @@ def test_settings_are_checked():
 def test_the_trainer_is_transformers_own():
     assert issubclass(RewardTrainer, Trainer)
     assert RewardTrainer.train is Trainer.train
+
+
+# --- precision, memory, adapters ------------------------------------------------------------------
+
+
+def language_model(folder):
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**size(2))).save_pretrained(folder)
+    load_tokenizer("smollm2").save_pretrained(folder)
+    return folder
+
+
+def gradients(settings, folder, *, seed=0):
+    """Gradient of the first row's loss under some settings, by name."""
+    model, _ = new_reward_model(folder, settings, seed=seed)
+    rows, _ = pack_training_trees(instances(2).trees, 10_000)
+    enabled = settings.dtype != "float32"
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        loss = model.train()(rows[0].row, rows[0].terms, rows[0].terms.items)["loss"]
+    loss.backward()
+    return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradient_checkpointing_changes_no_gradient(tmp_path):
+    folder = language_model(tmp_path)
+    for frozen in (0, 1):
+        plain = replace(SETTINGS, frozen_layers=frozen)
+        loss, expected = gradients(plain, folder)
+        again, found = gradients(replace(plain, gradient_checkpointing=True), folder)
+        assert again == loss
+        assert found.keys() == expected.keys()
+        for name, grad in found.items():
+            assert torch.allclose(grad, expected[name], atol=1e-7), name
+
+
+@pytest.mark.parametrize("dtype", ["autocast", "bfloat16"])
+def test_bfloat16_is_near_float32(dtype, tmp_path):
+    folder = language_model(tmp_path)
+    whole = replace(SETTINGS, frozen_layers=0)
+    loss, expected = gradients(whole, folder)
+    rough, found = gradients(replace(whole, dtype=dtype), folder)
+    assert rough != loss
+    assert rough == pytest.approx(loss, rel=0.05)
+    dtypes = {name: grad.dtype for name, grad in found.items()}
+    assert dtypes["model.score.weight"] == torch.float32
+    body = torch.float32 if dtype == "autocast" else torch.bfloat16
+    assert {d for name, d in dtypes.items() if "score" not in name} == {body}
+    mine, theirs = (
+        torch.cat([g[n].flatten().float() for n in expected]) for g in (found, expected)
+    )
+    assert torch.cosine_similarity(mine, theirs, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("dtype", ["float32", "autocast", "bfloat16"])
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_every_precision_trains_and_its_checkpoint_loads(dtype, lora_rank, tmp_path):
+    settings = replace(SETTINGS, dtype=dtype, lora_rank=lora_rank, epochs=1.0)
+    model, tokenizer = new_reward_model(language_model(tmp_path / "base"), settings)
+    before = weights(model)
+    result = train(model, tokenizer, instances(), settings, tmp_path / "out")
+    assert all(0 < entry["loss"] < 10 for entry in result.history)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert loaded.config.num_labels == 1
+    after = weights(model)
+    head = next(p for name, p in before.items() if "score" in name)
+    assert not torch.equal(after["model.score.weight"], head)
+    if lora_rank:
+        assert all(p.dtype == torch.float32 for n, p in before.items() if "lora_" in n)
+        assert not any("lora_" in name for name in after)
+        assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_an_adapter_leaves_frozen_layers_alone_and_merges_to_the_same_scores(tmp_path):
+    settings = replace(SETTINGS, lora_rank=2, lora_alpha=8.0)
+    folder = language_model(tmp_path / "base")
+    model, tokenizer = new_reward_model(folder, settings)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all(".layers.1." in name or "score" in name for name in trained)
+    assert len([name for name in trained if "lora_A" in name]) == 7
+    start = weights(new_reward_model(folder, SETTINGS)[0])
+    train(model, tokenizer, instances(), settings, tmp_path / "out")
+    (packed,) = pack([instances(1, seed=9).trees[0].tree], 10_000)
+    base, _ = new_reward_model(folder, SETTINGS)
+    adapted = PeftModel.from_pretrained(base.model, tmp_path / "out" / "adapter")
+    with torch.no_grad():
+        merged = model.eval().score(packed)
+        apart = TreeRewardModel(adapted, frozen_layers=1).eval().score(packed)
+    assert torch.allclose(merged, apart, atol=1e-5)
+    for name, weight in model.named_parameters():
+        moved = not torch.equal(weight, start[name])
+        linear = ".layers.1." in name and "norm" not in name
+        assert moved == (linear or "score" in name), name
+    drawn = [weights(new_reward_model(folder, settings, seed=seed)[0]) for seed in (1, 1, 2)]
+    name = next(name for name in trained if "lora_A" in name)
+    assert torch.equal(drawn[0][name], drawn[1][name])
+    assert not torch.equal(drawn[0][name], drawn[2][name])
+
+
+# --- how much a step holds ------------------------------------------------------------------------
+
+
+def test_a_batch_can_be_said_in_pairs(tmp_path):
+    found = instances(8)
+    rows, _ = pack_training_trees(found.trees, 8192)
+    pairs = sum(len(row.terms.pairs) for row in rows)
+    wanted = round(2.5 * pairs / len(rows))
+    _, _, result = run(tmp_path, settings=replace(SETTINGS, batch_pairs=wanted), found=found)
+    assert result.counts["rows_a_step"] in (2, 3)
+    steps = result.counts["optimiser_steps"] / SETTINGS.epochs
+    assert pairs / steps == pytest.approx(wanted, rel=0.35)
+    with pytest.raises(ValueError, match="batch_pairs: found 0"):
+        replace(SETTINGS, batch_pairs=0)
+
+
+def test_shared_rows_and_ties_reach_the_loss(tmp_path):
+    found = training_trees(random_rows(6), load_renderer(), ties=True)
+    _, _, alone = run(tmp_path / "a", found=found)
+    shared = replace(SETTINGS, share_rows=True, max_tokens=1200)
+    _, _, together = run(tmp_path / "b", found=found, settings=shared)
+    assert together.counts["rows"] < alone.counts["rows"]
+    assert together.counts["unique_tokens"] == alone.counts["unique_tokens"]
+    _, _, tied = run(tmp_path / "c", found=found, settings=replace(SETTINGS, ties="davidson"))
+    assert tied.history[0]["loss"] != alone.history[0]["loss"]
+
+
+def test_tensorboard_gets_a_folder_that_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "get_available_reporting_integrations", list)
+    with pytest.raises(TrainError, match="report_to: found 'tensorboard'"):
+        run(tmp_path, settings=replace(SETTINGS, report_to="tensorboard"))

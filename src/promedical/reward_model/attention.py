@@ -403,6 +403,8 @@ def _tree_attention_forward(
     if kwargs.get("dropout"):
         raise AttentionError("attention dropout: found > 0, expected 0 (it would differ per path)")
     tree_plan.calls += 1
+    # Under autocast rotary embeddings leave query and key in float32, and value is in bfloat16.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     return _attend(query, key, value, tree_plan, scale), None
 
