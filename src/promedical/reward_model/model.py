@@ -168,7 +168,7 @@ def new_reward_model(
             f"train.frozen_layers: found {settings.frozen_layers}, but {path} has {layers} layers"
         )
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if settings.lora_rank:
         model = with_lora(
             model,
