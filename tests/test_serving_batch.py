@@ -151,7 +151,8 @@ def test_a_client_that_goes_away_leaves_the_queue(grader, caplog):
         async def send(message) -> None:
             sent.append(message)
 
-        scope = {"type": "http", "method": "POST", "path": "/v1/grade", "headers": []}
+        scope = {"type": "http", "method": "POST", "path": "/v1/grade"}
+        scope |= {"headers": [(b"content-type", b"application/json")]}
         scope |= {"query_string": b"", "http_version": "1.1", "scheme": "http", "root_path": ""}
         await gate(scope | {"raw_path": b"/v1/grade", "server": ("test", 80)}, receive, send)
         return sent

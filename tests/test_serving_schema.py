@@ -26,6 +26,8 @@ from tiny_serving import (
     tiny_grader,
 )
 
+JSON_TYPE = {"Content-Type": "application/json; charset=utf-8"}
+
 
 @pytest.fixture(scope="module")
 def grader() -> RubricRewardModel:
@@ -104,7 +106,7 @@ def test_a_bad_request_names_its_field_and_quotes_nothing(grader, body, field, s
     ],
 )
 def test_a_body_that_is_no_json_object_is_refused(grader, content):
-    answer = ask(served(grader), "POST", "/v1/grade", content=content)
+    answer = ask(served(grader), "POST", "/v1/grade", content=content, headers=JSON_TYPE)
     assert answer.status_code == 422
     assert answer.json()["error"]["param"] == "body"
     assert SECRET not in answer.text
@@ -172,10 +174,13 @@ def test_limits(grader):
         for _ in range(10):
             yield b" " * 100
 
-    answer = ask(served(grader, max_body_bytes=500), "POST", "/v1/grade", content=pieces())
+    answer = ask(
+        served(grader, max_body_bytes=500), "POST", "/v1/grade", content=pieces(), headers=JSON_TYPE
+    )
     assert answer.status_code == 413  # without a content-length too
 
 
-def test_unknown_paths_and_methods(grader):
+def test_unknown_paths_methods_and_types(grader):
+    assert ask(served(grader), "POST", "/v1/grade", content=b"{}").status_code == 415
     assert ask(served(grader), "GET", "/nowhere").status_code == 404
     assert ask(served(grader), "GET", "/v1/grade").status_code == 405

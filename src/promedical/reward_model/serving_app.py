@@ -66,6 +66,7 @@ KINDS = {
     405: "not_found",
     408: "timeout",
     413: "too_large",
+    415: "invalid_request",
     422: "invalid_request",
     429: "queue_full",
     CLIENT_GONE: "disconnected",
@@ -248,6 +249,9 @@ class Gate:
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
+        if not _is_json(scope):
+            await _error(415, "content-type: expected application/json")(scope, receive, send)
+            return
         try:
             with self.batcher.slot():
                 reading = _Limited(receive, self._limits.body_bytes, scope["promedical"])
@@ -334,6 +338,12 @@ async def _unless_gone(request: Request, work: asyncio.Future[T]) -> T:
             await watch
 
 
+def _is_json(scope: Scope) -> bool:
+    """Whether the body says it is JSON, which a page in a browser cannot say without asking."""
+    given = [value for key, value in scope["headers"] if key == b"content-type"]
+    return b"".join(given).partition(b";")[0].strip().lower() == b"application/json"
+
+
 def _digest(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
 
@@ -365,6 +375,7 @@ def _answers(model: type[Any]) -> dict[int | str, dict[str, Any]]:
     errors = {
         401: "no token, or another one",
         413: "the body is too large",
+        415: "the body is not said to be JSON",
         422: "a field cannot be used; `param` names it",
         429: "the queue is full; see Retry-After",
         500: "the model failed on this request",

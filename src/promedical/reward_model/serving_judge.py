@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from promedical.reward_model.grade import Grade, RubricRewardModel, to_grade
 from promedical.reward_model.render import RenderError, spoken
 from promedical.reward_model.serving_batch import TreeScores, unique_tokens
 from promedical.reward_model.serving_metrics import ServingMetrics
+from promedical.reward_model.serving_paths import MIN_PATH, shared_trees
 from promedical.reward_model.serving_schema import (
     ClassifyRequest,
     GradeRequest,
@@ -26,12 +26,10 @@ from promedical.reward_model.serving_schema import (
     reward_spec_of,
     rubric_of,
 )
-from promedical.reward_model.tree import Leaf, Tree
+from promedical.reward_model.tree import Tree
 from promedical.rubric import RewardSpec, Rubric, RubricError, reward
 
 __all__ = ["Asked", "ClassifyJob", "GradeJob", "Limits", "UnscoredError"]
-
-MIN_PATH = 3  # a prompt, a response and a criterion have a token each
 
 
 class UnscoredError(RuntimeError):
@@ -198,15 +196,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class ClassifyJob:
-    """A request in vLLM's shape: each input is a path of its own.
+    """A request in vLLM's shape: each input is a path, and paths share their prefixes again.
 
     Args:
-        trees: one for each input.
+        trees: their leaves are the inputs.
+        places: for every leaf of each tree the inputs that it stands for.
         sent: tokens of the inputs.
         activation: whether the answer is σ(s) and not s.
     """
 
     trees: tuple[Tree, ...]
+    places: tuple[list[list[int]], ...]
     sent: int
     activation: bool
 
@@ -221,7 +221,7 @@ class ClassifyJob:
         entries, listed = given.inputs()
         limits.check_judgments("input", len(entries), "inputs")
         vocabulary = int(grader.model.model.config.get_text_config().vocab_size)
-        trees, sent = [], 0
+        paths, sent = [], 0
         for i, entry in enumerate(entries):
             where = f"input[{i}]" if listed else "input"
             if isinstance(entry, str):
@@ -239,15 +239,17 @@ class ClassifyJob:
                     where, f"found {len(ids)} tokens, expected {MIN_PATH} to {grader.max_path}"
                 )
             sent += len(ids)
-            trees.append(_path_tree(ids))
+            paths.append(ids)
         limits.check_tokens("input", sent)
         activation = given.use_activation is None or given.use_activation
-        return cls(tuple(trees), sent, activation)
+        trees, places = shared_trees(paths)
+        return cls(tuple(trees), tuple(places), sent, activation)
 
     @property
     def asked(self) -> Asked:
         """Its size."""
-        return Asked(len(self.trees), len(self.trees), sum(map(unique_tokens, self.trees)))
+        count = sum(len(leaf) for place in self.places for leaf in place)
+        return Asked(count, count, sum(map(unique_tokens, self.trees)))
 
     def answer(self, found: TreeScores, grader: RubricRewardModel, name: str) -> dict[str, Any]:
         """The answer's JSON.
@@ -255,9 +257,12 @@ class ClassifyJob:
         Raises:
             UnscoredError: an input has no score, which this shape cannot say.
         """
-        for (i, _), why in sorted(found.failures.items()):
-            raise UnscoredError(f"input[{i}]: {why}")
-        values = [leaf for (leaf,) in found.values]
+        scores: dict[int, float] = {}
+        for t, place in enumerate(self.places):
+            for leaf, inputs in enumerate(place):
+                if (t, leaf) in found.failures:
+                    raise UnscoredError(f"input[{inputs[0]}]: {found.failures[t, leaf]}")
+                scores |= dict.fromkeys(inputs, found.values[t][leaf])
         labels: Any = grader.model.model.config.id2label or {}
         return {
             "id": f"classify-{uuid.uuid4().hex}",
@@ -271,7 +276,7 @@ class ClassifyJob:
                     "probs": [_sigmoid(s) if self.activation else s],
                     "num_classes": 1,
                 }
-                for i, s in enumerate(values)
+                for i, s in sorted(scores.items())
             ],
             "usage": {
                 "prompt_tokens": self.sent,
@@ -280,11 +285,6 @@ class ClassifyJob:
                 "prompt_tokens_details": None,
             },
         }
-
-
-def _path_tree(ids: Sequence[int]) -> Tree:
-    """One path; where it is cut changes nothing."""
-    return Tree(tuple(ids[:-2]), (tuple(ids[-2:-1]),), (Leaf(0, 0, tuple(ids[-1:])),))
 
 
 def _sigmoid(s: float) -> float:
