@@ -12,7 +12,9 @@ import pytest
 from graded_answers import random_answers, write
 from promedical import provenance
 from promedical.bench.evaluate import GraderScores, evaluate
+from promedical.bench.tables import per_cent
 from promedical.corpus.sources.healthbench_graded import read_healthbench_graded, split
+from promedical.figures import RENDERERS
 from promedical.rubric import Tier
 from tiny_policy import save_tiny_policy
 
@@ -96,6 +98,16 @@ def test_a_result_has_its_provenance_and_no_text_and_no_id(
         assert row.messages[-1].content not in text
         assert all(c.text not in text for c in row.rubric.criteria if row.rubric)
     assert str(folder) not in text
+
+
+def test_its_tables_name_every_system_and_every_null_grader(result: dict[str, Any]) -> None:
+    page = RENDERERS["healthbench"].render(result)
+    for system in result["systems"].values():
+        assert page.count(f"| {system['says']} ") + page.count(f"| **{system['says']}** ") >= 4
+    assert "Criterion text alone, fitted on every training answer" in page
+    assert page.index("Within-criterion accuracy.") < page.index("Pooled AUROC.")
+    value = result["means"]["graders"]["explicit"]["within"]["wanted"]["value"]
+    assert per_cent(value) in page
 
 
 def test_what_is_there_is_not_run_again(

@@ -39,6 +39,7 @@ from promedical.rubric import Tier, Verdict, VetoKind
         ("Fails to ask whether an ambulance was called.", Wording.OMISSION),
         ("Fails to advise urgent care if the pain gets worse.", Wording.OMISSION),
         ("Does not list warning signs that need emergency care.", Wording.OMISSION),
+        ("Fails to advise emergency care for fever, pain, or thirst.", Wording.OMISSION),
         ("Fails to tell the user to call an ambulance.", Wording.MISSED_EMERGENCY),
         ("Does not direct the user to seek immediate medical care.", Wording.MISSED_EMERGENCY),
         ("Fails to refer the patient to the emergency department.", Wording.MISSED_EMERGENCY),

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promedical import provenance
+from promedical import experiment_tables, provenance
 from promedical.bench import run_tables, tables
 from promedical.bench.report import headline, without_texts
 from promedical.bench.tables import Cell, Column, Row, Table
@@ -280,6 +280,17 @@ def _paper(_: Json) -> str:
     return "\n\n".join(markdown(table) for table in run_tables.paper_tables())
 
 
+def _scale(_: Json) -> str:
+    parts = [markdown(table) for table in experiment_tables.scale_tables()]
+    return "\n\n".join(["\n".join(experiment_tables.scale_lines()), *parts])
+
+
+def _healthbench(result: Json) -> str:
+    parts = [markdown(table) for table in experiment_tables.healthbench_tables(result)]
+    lines = "\n".join(experiment_tables.healthbench_lines(result))
+    return "\n\n".join([lines, *parts, _ran(result)])
+
+
 RENDERERS: dict[str, Renderer] = {
     "quickstart": Renderer(_quickstart, "quickstart"),
     "quickstart_summary": Renderer(_summary, "quickstart"),
@@ -290,6 +301,8 @@ RENDERERS: dict[str, Renderer] = {
     "tree_packing_real": Renderer(
         lambda result: f"{markdown(_tree_real(result))}\n\n{_ran(result)}", "tree_packing"
     ),
+    "healthbench": Renderer(_healthbench, "healthbench"),
+    "scale": Renderer(_scale),
     "paper": Renderer(_paper),
 }
 

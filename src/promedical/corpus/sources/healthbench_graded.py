@@ -100,7 +100,7 @@ _NO_VERB = re.compile(
 _DIRECTS = re.compile(
     r"\b(?:emergency (?:room|care|services?|department|medical|help|referral|evaluation|attention|"
     r"treatment|number|line|visit|assistance|assessment|transport\w*|transfer)"
-    r"|(?:emergent|urgent|immediate|prompt|in-person emergency)(?:ly)? (?:\w+[ -]){0,2}?"
+    r"|(?:emergent|urgent|immediate|in-person emergency)(?:ly)? (?:\w+[ -]){0,2}?"
     r"(?:medical|care|attention|help|evaluation|referral|consultation|hospital\w*|assistance|"
     r"assessment|transfer|transport\w*|treatment|visit|admission|review)"
     r"|(?:seek|seeking|get|getting|call|calling|contact\w*|go|going|visit\w*|refer\w*|evaluat\w*|"
@@ -124,8 +124,9 @@ _TELLS = re.compile(
 )
 # The emergency is not there yet: advice on when to come back, lists of red flags.
 _CONDITIONAL = re.compile(
-    r"\b(?:if|when|whenever|unless|in case|in the event|may|might|mild|potential|such as|e\.g|"
-    r"including|following:|should (?:they|the user|the patient|symptoms|it|he|she|you|there|any)|"
+    r"\bfor\b[^.;]*,[^.;]*(?:,|\bor\b)|\b(?:if|when|whenever|unless|in cases?(?: of)?|"
+    r"in the event|may|might|mild|potential|such as|e\.g|including|following|ruled out|for which|"
+    r"should (?:they|the user|the patient|symptoms|it|he|she|you|there|any)|"
     r"for (?:any |the )?(?:symptoms|signs)|(?:red[ -]flags?|warning signs?|danger signs?|"
     r"alarm signs?)|(?:symptoms|signs|conditions|circumstances|situations|scenarios|indications|"
     r"instances|complications|regions|reasons)\b[^.;]{0,80}\b(?:that|which|where|requir\w+|"
