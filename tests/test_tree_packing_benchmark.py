@@ -47,7 +47,45 @@ def test_the_grid_measures_every_cell_or_says_why_not(benchmark, tmp_path):
     assert all(cell["reason"].startswith("time: ") for cell in none["left_out"])
 
 
-def test_a_try_does_not_overwrite_the_result(benchmark):
-    for mode in ("--grid",):
-        with pytest.raises(SystemExit):
-            benchmark.main([mode, "--small"])
+def test_the_gpu_mode_runs_on_a_cpu_at_a_tiny_size(benchmark, tmp_path):
+    found = run(benchmark, tmp_path / "a.json", "--gpu", "--repeats", "1")
+    losses = list(found["losses_of_the_same_pairs"].values())
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-4)
+    whole, real = found["trees"]["synthetic"], found["trees"]["real discordance, pairwise"]
+    both = found["trees"]["real discordance, pairwise + pointwise"]
+    assert (whole["pairs"], whole["leaves"]) == (3 * 2, 3 * 2 * 2)
+    assert whole["unique_tokens"] == 3 * (12 + 2 * 15 + 4 * 5) == both["unique_tokens"]
+    assert whole["rows"] == 2  # three trees of 62 tokens in rows of 150
+    assert 0 < real["pairs"] == both["pairs"] < whole["pairs"]
+    parameters = found["settings"]["layer_parameters"]
+    pairs = 3 * visible(12, 15, 5)
+    # LoRA: 4P a unique token; attention 12 · layers · width a visible pair.
+    assert whole["operations"] == 4 * parameters * 3 * 62 + 12 * 2 * 32 * pairs
+    assert [line["batch"] for line in found["trl"]] == [1, 2, 4]
+    if not torch.cuda.is_available():
+        assert "no backward pass on a CPU" in whole["flex"]["left_out"]
+    first = found["summary"][0]
+    assert first["times_trl"] == pytest.approx(
+        min(line["s_per_pair"] for line in found["trl"]) * 6 / first["tree_s"]
+    )
+
+
+def visible(x: int, y: int, c: int) -> int:
+    """Visible pairs of a tree with two responses and two criteria, counted token by token."""
+    prompt = sum(range(1, x + 1))
+    response = sum(x + i for i in range(1, y + 1))
+    criterion = sum(x + y + i for i in range(1, c + 1))
+    return prompt + 2 * response + 4 * criterion
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_without_a_gpu_nothing_is_estimated(benchmark, tmp_path):
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        benchmark.main(["--gpu", "--out", str(tmp_path / "a.json")])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["--grid", "--gpu"])
+def test_a_try_does_not_overwrite_the_result(benchmark, mode):
+    with pytest.raises(SystemExit):
+        benchmark.main([mode, "--small"])
