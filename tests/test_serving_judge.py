@@ -11,10 +11,13 @@ import pytest
 
 from promedical.reward_model.calibrate import Band, Calibration, TierCalibration
 from promedical.reward_model.grade import RubricRewardModel
+from promedical.reward_model.serving_judge import ClassifyJob, GradeJob, Limits
 from promedical.reward_model.serving_schema import (
     ClassifyAnswer,
+    ClassifyRequest,
     ErrorAnswer,
     GradeAnswer,
+    GradeRequest,
 )
 from promedical.rubric import Rubric, Tier
 from tiny_reward import criteria
@@ -124,6 +127,16 @@ def test_classify_gives_raw_scores_in_vllms_shape(grader):
     assert [d.index for d in found.data] == list(range(len(ids)))
     assert {d.num_classes for d in found.data} == {1}
     assert found.usage.prompt_tokens == found.usage.total_tokens == sum(map(len, ids))
+
+
+def test_classify_reads_what_its_inputs_share_once(grader):
+    body = asking("Ask a doctor.", "Yes, ten.", "No.")
+    given = ClassifyRequest(input=paths_of(grader, body))
+    job = ClassifyJob.read(given, grader, Limits(10**6, 10**6, 10**6))
+    whole = GradeJob.read(GradeRequest.model_validate(body), grader, Limits(10**6, 10**6, 10**6))
+    # Not more than the tree that /v1/grade makes of the same.
+    assert job.asked.tokens <= whole.asked.tokens < job.sent / 3
+    assert job.asked.judgments == whole.asked.judgments == 15
 
 
 def test_classify_takes_all_four_inputs_and_the_activation(grader):

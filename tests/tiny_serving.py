@@ -50,7 +50,7 @@ async def running(gate: Gate, **headers: str) -> AsyncIterator[httpx.AsyncClient
     async with gate.app.router.lifespan_context(gate.app):
         transport = httpx.ASGITransport(gate, raise_app_exceptions=False)
         async with httpx.AsyncClient(
-            transport=transport, base_url="http://test", headers=headers, timeout=30
+            transport=transport, base_url="http://test", headers=headers, timeout=120
         ) as client:
             yield client
 
@@ -119,7 +119,7 @@ class Slowed:
 
     def __call__(self, row) -> list[float]:
         self.started.set()
-        assert self.go.wait(20)
+        assert self.go.wait(120)
         self.rows.append(len(row))
         if self._poison is not None and self._poison <= set(row.input_ids):
             raise RuntimeError(SECRET)
@@ -133,7 +133,7 @@ def slowed(grader, gate: Gate, poison: str | None = None) -> Slowed:
 
 
 async def until(condition) -> None:
-    for _ in range(2000):
+    for _ in range(12_000):
         if condition():
             return
         await asyncio.sleep(0.005)

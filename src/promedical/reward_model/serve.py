@@ -217,6 +217,8 @@ def _run(gate: Gate, bound: socket.socket, ready: str, drain_seconds: float) -> 
     class Server(uvicorn.Server):
         """uvicorn, but the first signal drains while still answering 503."""
 
+        unfinished = 0
+
         async def serve(self, sockets: list[socket.socket] | None = None) -> None:
             self.loop = asyncio.get_running_loop()
             await super().serve(sockets)
@@ -240,6 +242,7 @@ def _run(gate: Gate, bound: socket.socket, ready: str, drain_seconds: float) -> 
             until = self.loop.time() + drain_seconds
             while gate.batcher.accepted and self.loop.time() < until:
                 await asyncio.sleep(0.02)
+            self.unfinished = gate.batcher.accepted
             self.should_exit = True
 
     config = uvicorn.Config(
@@ -253,6 +256,5 @@ def _run(gate: Gate, bound: socket.socket, ready: str, drain_seconds: float) -> 
     )
     server = Server(config)
     server.run(sockets=[bound])
-    lost = gate.batcher.accepted
-    logger.info("stopped; %d accepted requests unanswered", lost)
-    return 1 if lost else 0
+    logger.info("stopped; %d accepted requests unanswered", server.unfinished)
+    return 1 if server.unfinished else 0
