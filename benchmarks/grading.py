@@ -55,7 +55,7 @@ class Size:
     questions: int = 2
     answers: int = 4
     criteria: int = 8
-    batches: tuple[int, ...] = (1, 4, 8, 16)
+    batches: tuple[int, ...] = (1, 4, 16)
     repeats: int = 3
 
 
