@@ -233,6 +233,18 @@ def test_bf16_errs_no_more_than_bf16_on_separate_sequences(architecture):
     )
 
 
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_autocast_errs_no_more_than_on_separate_sequences(architecture):
+    model, row = model_of(architecture), shared_row(MIXED)
+    with torch.no_grad():
+        expected = all_separately(model, MIXED)
+        with torch.autocast("cpu", torch.bfloat16):
+            alone = all_separately(model, MIXED).float() - expected
+            for implementation in IMPLEMENTATIONS:
+                packed = by_tree(row, score_row(model, row, implementation)).float() - expected
+                assert packed.norm() <= 1.5 * alone.norm(), implementation
+
+
 def test_batches_repeat_and_pad_little():
     """What "batched" computes and copies stays near what is visible, whatever the trees' sizes."""
     forest = [long_tree(60 * i, 50 * i + 7, 10 + 3 * i, 8, n=3) for i in range(1, 8)]
