@@ -13,8 +13,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from promedical.demo.models import cached_model
 from promedical.records import Message
-from promedical.reward_model.render import Renderer, RenderError, ensure_pad, spoken
+from promedical.reward_model.render import (
+    OVERALL,
+    Renderer,
+    RenderError,
+    ensure_pad,
+    rubric_question,
+    spoken,
+)
 from promedical.reward_model.tree import Tree
+from promedical.rubric import Criterion, Rubric, Tier
 
 DATA = Path(__file__).parent / "data"
 NAMES = ("smollm2", "qwen3", "llama3")
@@ -292,4 +300,34 @@ def test_the_embedded_tokenizer_joins_and_keeps_text_text():
     plain = renderer.tree([Message("user", "a")], ["a"], [(0, "a")])
     assert control_ids(renderer.tokenizer, joined(attacked)) == control_ids(
         renderer.tokenizer, joined(plain)
+    )
+
+
+# --- the overall question -------------------------------------------------------------------------
+
+RUBRIC = Rubric(
+    (
+        Criterion("dose", Tier.PROFICIENCY, "The answer names the\nhighest dose.", 0.7),
+        Criterion("when", Tier.PROFICIENCY, "The answer says when to see a doctor.", 0.3),
+        Criterion("kind", Tier.EXCELLENCE, "The answer is kind."),
+        Criterion("harm", Tier.VETO, "The answer advises more than the highest dose."),
+    )
+)
+
+
+def test_golden_question_with_the_whole_rubric():
+    golden = json.loads((DATA / "golden" / "rubric_question.json").read_text(encoding="utf-8"))
+    found = {"question": rubric_question(RUBRIC)}
+    for name in NAMES:
+        renderer = renderer_of(name)
+        tree = renderer.tree(CONVERSATION, RESPONSES[:1], [(0, found["question"])])
+        found[name] = renderer.tokenizer.decode(tree.leaves[0].tokens)
+    assert found == golden
+
+
+def test_the_question_leaves_out_tiers_that_are_empty():
+    bare = Rubric((Criterion("dose", Tier.PROFICIENCY, "The answer names a dose.", 1.0),))
+    assert rubric_question(bare) == (
+        f"{OVERALL} It is judged by these statements.\n\n"
+        "This should be true of it:\n- The answer names a dose. (100%)"
     )

@@ -268,7 +268,7 @@ class TreeRewardModel(nn.Module):
         self,
         row: PackedRow,
         terms: LossTerms,
-        num_items: Tensor | int,
+        num_items: Tensor | float,
         hidden: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The row's share of the optimiser step's loss, and its scores.

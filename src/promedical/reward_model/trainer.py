@@ -114,9 +114,9 @@ class RewardTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         """The row's loss over the step's items; see `promedical.reward_model.loss`."""
-        outputs = model(
-            inputs["row"], inputs["terms"], num_items_in_batch, self._hidden(inputs["row"])
-        )
+        # A number, since FSDP's mixed precision rounds a tensor of the arguments to bfloat16.
+        divisor = float(num_items_in_batch)
+        outputs = model(inputs["row"], inputs["terms"], divisor, self._hidden(inputs["row"]))
         # Gradients are averaged over processes, while the divisor counts the items of all.
         loss = outputs["loss"] * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
