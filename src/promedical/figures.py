@@ -276,6 +276,93 @@ def _tree_packing(result: Json) -> str:
     return "\n\n".join([*parts, _note(_escaped(how)) + "<br>" + _ran(result)])
 
 
+def _grading(result: Json) -> str:
+    settings: Json = result["settings"]
+    tree = result["contestants"]["tree"]
+    said = {"tree": "Trees, packed (grade_many)", "kv": "KV cache of each question and answer"}
+    rows = []
+    for name, part in result["contestants"].items():
+        label = said.get(name, name.replace("padded", "transformers, padded"))
+        best = " (best)" if name == result["best_padded"] else ""
+        cells = (
+            Cell(f"{part['judgments_per_s']:.1f}"),
+            _seconds(part["median_s"]),
+            Cell(f"{part['tokens_read']:,}"),
+            _times(part["median_s"] / tree["median_s"]),
+        )
+        rows.append(Row(label + best, cells, False, name == "tree"))
+    lengths = ", ".join(f"|{k}| = {v:.0f}" for k, v in settings["mean_tokens"].items())
+    table = Table(
+        "Grading",
+        f"{settings['model']}, {settings['dtype']}, {settings['threads']} threads: "
+        f"{settings['questions']} questions × {settings['answers']} answers × "
+        f"{settings['criteria']} criteria; mean tokens {lengths}.",
+        "Way",
+        (
+            Column("Judgments/s"),
+            Column("Seconds"),
+            Column("Tokens read"),
+            Column("Trees are faster"),
+        ),
+        tuple(rows),
+        (
+            f"Medians of {settings['repeats']} repeats; largest difference of a score "
+            f"{result['largest_difference']:.0e}.",
+        ),
+    )
+    return f"{markdown(table)}\n\n{_ran(result)}"
+
+
+def _serve(result: Json) -> str:
+    soak, through = result["soak"], result["throughput"]
+    size: Json = result["settings"]
+    named = (
+        ("rubric", "a response with its whole rubric is one request"),
+        ("together", "all responses to a conversation with the rubric are one request"),
+        ("one", "one request for each criterion, each a batch of its own"),
+    )
+    rows = tuple(
+        Row(
+            said,
+            (
+                Cell(f"{through[name]['seconds']:.1f}"),
+                Cell(f"{through['judgments'] / through[name]['seconds']:.1f}"),
+                Cell(
+                    f"{through[name]['latency']['p50_s']:.1f} / "
+                    f"{through[name]['latency']['p99_s']:.1f}"
+                ),
+                Cell(f"{through[name].get('share_of_one', 1):.2f}"),
+            ),
+            False,
+            name == "rubric",
+        )
+        for name, said in named
+        if name in through
+    )
+    table = Table(
+        "Throughput",
+        f"{size['model']['throughput']}, {size['threads']} threads, {size['dtype']}; "
+        f"{size['throughput_clients']} clients, {through['responses']} responses, "
+        f"{through['judgments']} judgments.",
+        "Requests",
+        (
+            Column("Seconds"),
+            Column("Judgments/s"),
+            Column("p50 / p99 of a response, s"),
+            Column("Share of the last row's time"),
+        ),
+        rows,
+    )
+    told = (
+        f"**Under load.** {size['clients']} clients for {soak['seconds']:.0f} s against "
+        f"{size['model']['soak']}: {soak['answered_per_s'] * soak['seconds']:,.0f} requests "
+        f"answered, {soak['lost']} lost, {soak['wrong']} wrong (largest difference "
+        f"from the offline score {soak['largest_difference']:.0e}); memory grew by "
+        f"{soak['memory_mb']['growth']:.1f} MB after the warm-up."
+    )
+    return f"{told}\n\n{markdown(table)}\n\n{_ran(result)}"
+
+
 def _paper(_: Json) -> str:
     return "\n\n".join(markdown(table) for table in run_tables.paper_tables())
 
@@ -301,6 +388,8 @@ RENDERERS: dict[str, Renderer] = {
     "tree_packing_real": Renderer(
         lambda result: f"{markdown(_tree_real(result))}\n\n{_ran(result)}", "tree_packing"
     ),
+    "grading": Renderer(_grading, "grading"),
+    "serve": Renderer(_serve, "serve"),
     "healthbench": Renderer(_healthbench, "healthbench"),
     "scale": Renderer(_scale),
     "paper": Renderer(_paper),
