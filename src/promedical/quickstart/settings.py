@@ -16,9 +16,9 @@ __all__ = ["PLAN", "PRESETS", "QuickstartError", "QuickstartRecipe", "plain"]
 # (GRPO, answers). Printed beside what it took.
 PLAN: dict[str, tuple[float, int]] = {
     "data": (0.5, 0),
-    "train": (7.0, 105_000),
-    "bench": (6.5, 210_000),
-    "grpo": (3.0, 6_000),
+    "train": (6.0, 93_000),
+    "bench": (8.0, 330_000),
+    "grpo": (2.0, 1_500),
     "answers": (3.0, 7_500),
     "report": (0.1, 0),
 }
