@@ -162,7 +162,7 @@ def new_reward_model(
     """
     dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
     model, tokenizer = initialise(path, head_init=settings.head_init, seed=seed, dtype=dtype)
-    layers = len(model.base_model.layers)
+    layers: int = model.config.num_hidden_layers
     if settings.frozen_layers > layers:
         raise ValueError(
             f"train.frozen_layers: found {settings.frozen_layers}, but {path} has {layers} layers"
@@ -170,13 +170,14 @@ def new_reward_model(
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if settings.lora_rank:
-        model = with_lora(
+        adapted = with_lora(
             model,
             rank=settings.lora_rank,
             alpha=settings.lora_alpha,
             frozen_layers=settings.frozen_layers,
             seed=seed,
         )
+        return TreeRewardModel(adapted, frozen_layers=settings.frozen_layers), tokenizer
     return TreeRewardModel(model, frozen_layers=settings.frozen_layers), tokenizer
 
 

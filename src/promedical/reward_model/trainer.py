@@ -155,6 +155,7 @@ class RewardTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Weights that are not trained come from the model that the run starts from."""
         if state_dict is None:
+            assert self.model is not None
             kept = {name for name, p in self.model.named_parameters() if p.requires_grad}
             state_dict = {n: t for n, t in self.model.state_dict().items() if n in kept}
         super()._save(output_dir, state_dict)
@@ -422,10 +423,10 @@ def _save_model(
         state = {name.removeprefix("model."): weight for name, weight in whole.items()}
     if isinstance(model.model, PeftModel):
         if is_main_process():
-            model.model.save_pretrained(out / ADAPTER)
+            model.model.save_pretrained(str(out / ADAPTER))
         model.model = model.model.merge_and_unload()
     if is_main_process():
-        model.model.save_pretrained(out, state_dict=state)
+        model.classifier.save_pretrained(out, state_dict=state)
         tokenizer.save_pretrained(out)
 
 
