@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from promedical.demo.models import cached_model
 from promedical.records import Message
 from promedical.reward_model.render import (
+    LAYOUTS,
     OVERALL,
     Renderer,
     RenderError,
@@ -198,6 +200,27 @@ def test_the_words_of_a_vocabulary_that_lists_a_control_token_are_taken_apart():
 )
 def test_thoughts_are_not_part_of_what_is_said(text, said, emptied):
     assert spoken(text) == (said, emptied)
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "<thi", "nk>", " ", "a"]), max_size=12))
+def test_thoughts_are_those_of_the_pattern(parts):
+    text = "".join(parts)
+    closed = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    said = re.sub(r"<think>.*", "", closed, flags=re.DOTALL).strip()
+    assert spoken(text) == (said, not said and closed.strip() != "")
+
+
+def test_an_answer_of_many_thoughts_is_read_at_once():
+    # A pattern needs hours for this; a server would stand still as long.
+    assert spoken("<think>" * 500_000) == ("", True)
+
+
+def test_layouts_are_not_kept_for_ever():
+    renderer = Renderer(load("smollm2"))
+    for count in range(LAYOUTS + 20):
+        roles = [("user", "assistant")[count >> bit & 1] for bit in range(9)]
+        renderer.tree([*(Message(role, "?") for role in roles), Message("user", "?")], [], [])
+    assert renderer._layout.cache_info().currsize == LAYOUTS
 
 
 def test_an_answer_that_is_only_a_thought_is_empty_and_counted():

@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -52,8 +53,9 @@ _HEADS = {
     Tier.EXCELLENCE: "This makes it better still:",
 }
 
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
-_OPEN_THOUGHT = re.compile(r"<think>.*", re.DOTALL)
+_THINK, _THOUGHT = "<think>", "</think>"
+# Layouts that are kept; a server would else keep one for every order of roles it was ever sent.
+LAYOUTS = 256
 # Private-use characters, which no template produces or touches, between two em spaces: where a
 # template trims its messages these are gone, and what is filled in is trimmed too.
 _PLACEHOLDER = re.compile("(\u2003?)\ue000(\\d+)\ue001(\u2003?)")
@@ -92,9 +94,14 @@ def spoken(text: str) -> tuple[str, bool]:
     Returns:
         The text, and whether nothing but an unclosed thought was there.
     """
-    closed = _THOUGHT.sub("", text)
-    said = _OPEN_THOUGHT.sub("", closed).strip()
-    return said, not said and closed.strip() != ""
+    # Not by a pattern: on an answer of nothing but "<think>" that takes the square of its length.
+    kept, at = [], 0
+    while (opened := text.find(_THINK, at)) >= 0 and (closed := text.find(_THOUGHT, opened)) >= 0:
+        kept.append(text[at:opened])
+        at = closed + len(_THOUGHT)
+    rest = "".join(kept) + text[at:]
+    said = rest.partition(_THINK)[0].strip()
+    return said, not said and rest.strip() != ""
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ class Renderer:
         names = sorted(self._added, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self._plain = _without_added_tokens(tokenizer)
-        self._layouts: dict[tuple[str, ...], tuple[list[_Piece], ...]] = {}
+        self._layout = lru_cache(LAYOUTS)(self._new_layout)
         self._opener = self._opening_token()
         self._check(_PROBE)
 
@@ -214,30 +221,28 @@ class Renderer:
             )
         return found.group()
 
-    def _layout(self, roles: tuple[str, ...]) -> tuple[list[_Piece], ...]:
+    def _new_layout(self, roles: tuple[str, ...]) -> tuple[list[_Piece], ...]:
         """The pieces of x, y and c for a conversation of these roles, placeholders in place."""
-        if roles not in self._layouts:
-            every = (*roles, "assistant", "user")
-            turns = [Message(role, f"\u2003\ue000{i}\ue001\u2003") for i, role in enumerate(every)]
-            text = self._template(self._with_system(turns), generation_prompt=True)
-            if SYSTEM_PROMPT not in text:
-                raise RenderError("chat_template: leaves out the system prompt")
-            opened, cuts = 0, []
-            for i in range(len(every)):
-                place = text.find(f"\ue000{i}\ue001", opened)
-                if place < 0:
-                    raise RenderError(f"chat_template: leaves out turn {i} of {', '.join(every)}")
-                opened = text.rfind(self._opener, 0, place)
-                if i >= len(roles):
-                    cuts.append(opened)
-            if not 0 < cuts[0] < cuts[1]:
-                raise RenderError(
-                    f"chat_template: turns do not each open with {self._opener!r} "
-                    f"(roles {', '.join(every)})"
-                )
-            parts = text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]
-            self._layouts[roles] = tuple(self._pieces(part) for part in parts)
-        return self._layouts[roles]
+        every = (*roles, "assistant", "user")
+        turns = [Message(role, f"\u2003\ue000{i}\ue001\u2003") for i, role in enumerate(every)]
+        text = self._template(self._with_system(turns), generation_prompt=True)
+        if SYSTEM_PROMPT not in text:
+            raise RenderError("chat_template: leaves out the system prompt")
+        opened, cuts = 0, []
+        for i in range(len(every)):
+            place = text.find(f"\ue000{i}\ue001", opened)
+            if place < 0:
+                raise RenderError(f"chat_template: leaves out turn {i} of {', '.join(every)}")
+            opened = text.rfind(self._opener, 0, place)
+            if i >= len(roles):
+                cuts.append(opened)
+        if not 0 < cuts[0] < cuts[1]:
+            raise RenderError(
+                f"chat_template: turns do not each open with {self._opener!r} "
+                f"(roles {', '.join(every)})"
+            )
+        parts = text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]
+        return tuple(self._pieces(part) for part in parts)
 
     def _pieces(self, text: str) -> list[_Piece]:
         pieces: list[_Piece] = []
