@@ -179,6 +179,8 @@ def test_the_order_of_the_items_does_not_matter(items, rng):
     for tier in Tier:
         assert two.tiers[tier].temperature == pytest.approx(one.tiers[tier].temperature, rel=1e-3)
     fit, same = (dict(found.measured.pop("reliability")) for found in (one, two))
+    absent, same_absent = (found.measured.pop("tiers_without_criteria") for found in (one, two))
+    assert absent == same_absent
     assert two.measured == pytest.approx(one.measured)
     for tier in Tier:
         mine, theirs = fit[tier]["before"], same[tier]["before"]
@@ -344,3 +346,19 @@ def test_broken_json_names_the_part(broken):
     data = Calibration.uncalibrated().to_json() | broken
     with pytest.raises(CalibrationError, match=f"{next(iter(broken))}: expected"):
         Calibration.from_json(data)
+
+
+@pytest.mark.parametrize("absent", list(Tier))
+@settings(max_examples=10)
+@given(items=split())
+def test_a_tier_without_criteria_is_never_decided(absent, items):
+    whole, found = calibrate(items), calibrate([i for i in items if i.tier is not absent])
+    assert found.measured["tiers_without_criteria"] == [absent.value]
+    assert whole.measured["tiers_without_criteria"] == []
+    found = Calibration.from_json(json.loads(json.dumps(found.to_json())))
+    for point in ("audit", "reward"):
+        for score in (-50.0, 0.0, 50.0):
+            assert found.verdict(absent, score, point)[0] is ABSTAIN
+        assert found.verdict(absent, math.nan, point)[0] is Verdict.ERROR
+    kept = [tier for tier in Tier if tier is not absent]
+    assert {t: found.tiers[t] for t in kept} == {t: whole.tiers[t] for t in kept}

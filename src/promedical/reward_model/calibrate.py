@@ -107,6 +107,10 @@ class Band:
         return Verdict.UNMET if probability < self.low else Verdict.ABSTAIN
 
 
+# No probability reaches 2: nothing is decided.
+_UNDECIDED = Band(0.0, 2.0)
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Everything a checkpoint needs to turn s into verdicts.
@@ -185,16 +189,22 @@ def calibrate(
         clean_violations: largest share of clean responses that may get any violation at the
             reward point.
 
+    A tier of which the split has no criterion gets no thresholds: every verdict there is "cannot
+    say", and `measured` names it under "tiers_without_criteria".
+
     Raises:
         CalibrationError: a setting outside (0, 1), or a tier whose resolved labels are all alike.
     """
     for name, value in (("veto_recall", veto_recall), ("clean_violations", clean_violations)):
         if not 0 < value < 1:
             raise CalibrationError(f"{name}: found {value!r}, expected a number between 0 and 1")
+    present = [tier for tier in Tier if any(item.tier is tier for item in items)]
     failed = {item.response for item in items if not math.isfinite(item.score)}
     items = [item for item in items if item.response not in failed]
-    tiers, bands, fit = {}, {}, {}
-    for tier in Tier:
+    tiers = {tier: TierCalibration() for tier in Tier}
+    bands = dict.fromkeys(Tier, _UNDECIDED)
+    fit = {}
+    for tier in present:
         scores, labels = _resolved(items, tier)
         tiers[tier] = _platt(scores, labels)
         p = np.array([tiers[tier].probability(s) for s in scores])
@@ -205,6 +215,13 @@ def calibrate(
             "before": _reliability(scores, labels, tier),
             "after": _reliability(z, labels, tier),
         }
+    measured: dict[str, Any] = {
+        "responses_left_out": len(failed),
+        "tiers_without_criteria": [tier.value for tier in Tier if tier not in present],
+        "reliability": fit,
+    }
+    if Tier.VETO not in present:
+        return Calibration(tiers, dict(bands), dict(bands), measured)
     audit, reward = dict(bands), dict(bands)
 
     scores, labels = _resolved(items, Tier.VETO)
@@ -219,8 +236,7 @@ def calibrate(
     largest = _largest_of_clean(items, tiers[Tier.VETO])
     cut = _family_wise(largest, clean_violations)
     reward[Tier.VETO] = Band(cut, cut)
-    measured = {
-        "responses_left_out": len(failed),
+    measured |= {
         "veto_recall_target": veto_recall,
         "audit_veto_recall_not_cleared": float(np.mean(violated >= low)),
         "audit_veto_recall_flagged": float(np.mean(violated >= high)),
@@ -230,7 +246,6 @@ def calibrate(
         "reward_clean_flagged": float(np.mean(largest >= cut)) if len(largest) else None,
         "reward_veto_recall": float(np.mean(violated >= cut)),
         "veto_violated": len(violated),
-        "reliability": fit,
     }
     return Calibration(tiers, audit, reward, measured)
 
