@@ -46,7 +46,7 @@ from promedical.corpus.sources.healthbench_graded import (
     without_omissions,
 )
 from promedical.provenance import portable, provenance, recipe_hash
-from promedical.records import GradedInstruction, fingerprint
+from promedical.records import GradedInstruction, RecordError, fingerprint
 from promedical.reward_model.grade import RubricRewardModel
 from promedical.reward_model.instances import (
     Asks,
@@ -260,11 +260,16 @@ def measured_rates(model: TreeRewardModel, instances: Instances, max_tokens: int
     row = rows[len(rows) // 2]
     hidden = None
 
-    def rate(work: Callable[[], Any]) -> float:
-        work()
+    def seconds(work: Callable[[], Any]) -> float:
         started = time.perf_counter()
         work()
-        return len(row) / (time.perf_counter() - started)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    def rate(work: Callable[[], Any]) -> float:
+        seconds(work)
+        return len(row) / seconds(work)
 
     trunk = float("inf")
     if model.frozen_layers:
@@ -448,7 +453,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, started = parse(argv), time.perf_counter()
     try:
         return _run(options, started)
-    except ExperimentError as error:
+    except (ExperimentError, RecordError) as error:
         print(f"healthbench: error: {error}", file=sys.stderr)
         return 2
 
@@ -471,6 +476,7 @@ def _run(options: argparse.Namespace, started: float) -> int:
         print(fault, file=sys.stderr)
     model_path = resolve_model(options.model)
     base, tokenizer = new_reward_model(model_path, settings_of(SYSTEMS["explicit"], options))
+    base.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -487,7 +493,9 @@ def _run(options: argparse.Namespace, started: float) -> int:
     settings["model"] = portable(options.model) if Path(options.model).exists() else options.model
     settings["data_fingerprint"] = fingerprint([*data.train, *data.held])
     claim(options.work, settings)
-    cache = TrunkCache(base) if options.frozen_layers else None
+    # On a GPU the frozen layers are cheaper than moving what is kept of them.
+    kept = options.frozen_layers and not torch.cuda.is_available()
+    cache = TrunkCache(base) if kept else None
     for seed in seeds:
         for name in names:
             out = options.work / f"{name}-{seed}.json"

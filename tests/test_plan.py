@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,4 +140,13 @@ def test_what_cannot_be_planned_is_said(recipe: RewardModelRecipe, tmp_path: Pat
     with pytest.raises(PlanError, match="cannot be planned with"):
         model_shape(tmp_path / "empty")
     assert cli.main(["rm", "plan", "--data", str(tmp_path / "nowhere")]) == 2
+    base = Path(recipe.model)
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_bytes((base / "config.json").read_bytes())
+    with pytest.raises(PlanError, match="its tokenizer"):
+        make_plan(replace(recipe, model=str(tmp_path / "bare")))
+    shutil.copytree(base, tmp_path / "weightless")
+    (tmp_path / "weightless" / "model.safetensors").unlink()
+    with pytest.raises(PlanError, match="weightless"):
+        make_plan(replace(recipe, model=str(tmp_path / "weightless")))
     assert cli.main(["rm", "plan", "--devices", "0"]) == 2

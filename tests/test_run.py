@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from promedical import cli
 from promedical.bench.metrics import BenchError
-from promedical.records import GradedInstruction, write_dataset
+from promedical.records import GradedInstruction, RecordError, write_dataset
 from promedical.reward_model import run
 from promedical.reward_model.grade import RubricRewardModel
 from promedical.reward_model.model import TreeRewardModel
@@ -96,6 +96,22 @@ def test_a_finished_run_is_not_trained_again_but_calibrated_anew(recipe, folder,
     assert (Path(recipe.out) / "model.safetensors").read_bytes() == weights
 
 
+def test_killed_while_the_steps_are_removed_it_need_not_train_again(recipe, monkeypatch):
+    def kill(out):
+        assert (out / "training.json").exists()
+        raise KeyboardInterrupt
+
+    recipe = replace(recipe, calibration=None, evaluation=None)
+    with monkeypatch.context() as patch:
+        patch.setattr("promedical.reward_model.trainer.remove_steps", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train_reward_model(recipe)
+    assert list((Path(recipe.out) / "steps").glob("checkpoint-*/whole"))
+    monkeypatch.setattr(run, "_train", lambda *_: pytest.fail("trained again"))
+    assert train_reward_model(recipe).training["counts"]["optimiser_steps"] == 6
+    assert not (Path(recipe.out) / "steps").exists()
+
+
 def test_a_folder_of_another_run_is_refused(recipe, folder):
     train_reward_model(replace(recipe, calibration=None, evaluation=None))
     for other in (
@@ -118,6 +134,32 @@ def test_a_calibration_split_that_cannot_be_used_does_not_cost_the_training(
     with pytest.raises(RunError, match=r"bad: tier .*uncalibrated; with another"):
         train_reward_model(bad)
     assert train_reward_model(recipe).calibration is not None
+
+
+def test_rows_that_were_trained_on_calibrate_nothing_and_are_refused_beforehand(
+    recipe, folder, monkeypatch
+):
+    monkeypatch.setattr(run, "_train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(RunError, match="6 instructions, such as 'tq0', are in"):
+        train_reward_model(replace(recipe, calibration=recipe.data))
+    with pytest.raises(RecordError, match="nowhere"):
+        train_reward_model(replace(recipe, calibration=str(folder / "nowhere")))
+    with pytest.raises(ValueError, match=r"veto_recall: found 1\.5, expected a number between"):
+        replace(recipe, veto_recall=1.5)
+
+
+def test_without_a_calibration_split_an_earlier_calibration_does_not_stay(recipe):
+    train_reward_model(recipe)
+    assert train_reward_model(replace(recipe, calibration=None)).calibration is None
+    assert not RubricRewardModel.from_pretrained(recipe.out).calibration.measured
+
+
+def test_a_model_that_is_not_this_runs_is_never_written_over(recipe, folder):
+    before = (folder / "base" / "model.safetensors").read_bytes()
+    with pytest.raises(RunError, match="holds a model"):
+        train_reward_model(replace(recipe, out=recipe.model))
+    assert (folder / "base" / "model.safetensors").read_bytes() == before
+    assert not (folder / "base" / "recipe.json").exists()
 
 
 def test_evaluation_rows_may_not_be_training_rows(recipe, folder):

@@ -11,6 +11,8 @@ from peft import PeftModel
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
@@ -28,6 +30,7 @@ from promedical.reward_model.trunk import TrunkCache
 from tiny_reward import (
     MET,
     UNMET,
+    VOCABULARY,
     criteria,
     load_renderer,
     load_tokenizer,
@@ -310,6 +313,26 @@ def gradients(settings, folder, *, seed=0):
         loss = model.train()(rows[0].row, rows[0].terms, rows[0].terms.items)["loss"]
     loss.backward()
     return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_a_model_of_another_build_is_refused(tmp_path):
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=8, n_layer=1, n_head=1, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    load_tokenizer("smollm2").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="found GPT2ForSequenceClassification, expected a decoder"):
+        new_reward_model(tmp_path, replace(SETTINGS, head_init="random"))
+
+
+def test_a_model_that_reads_no_trees_trains_with_bfloat16_weights_too(tmp_path):
+    settings = replace(SETTINGS, frozen_layers=0, dtype="bfloat16")
+    model, _ = new_reward_model(language_model(tmp_path), settings)
+    (packed,) = pack([instances(1).trees[0].tree], 10_000)
+    in_a_tree = model.score(packed)
+    model.config.sliding_window = 8  # which Llama does not heed, but trees would
+    with pytest.warns(UserWarning, match="sliding window"):
+        apart = model.score(packed)
+    assert apart.dtype == torch.float32
+    assert torch.allclose(apart, in_a_tree, atol=0.1)
 
 
 def test_gradient_checkpointing_changes_no_gradient(tmp_path):

@@ -44,6 +44,7 @@ __all__ = [
     "AttentionError",
     "backbone_forward",
     "dense_mask",
+    "head_scores",
     "register",
     "score_row",
     "unsupported",
@@ -542,7 +543,16 @@ def score_row(
     else:
         hidden = backbone_forward(inner.base_model, row, implementation=implementation)
         last = hidden[torch.tensor(row.leaf_ends, device=hidden.device)]
-    scores: Tensor = inner.score(last)
+    return head_scores(inner.score, last)
+
+
+def head_scores(head: nn.Module, states: Tensor) -> Tensor:
+    """s from the states of the leaves' last tokens, [leaves], in the type of the head's weights.
+
+    Autocast is off here: bfloat16 would round s to 1 in 256.
+    """
+    with torch.autocast(states.device.type, enabled=False):
+        scores: Tensor = head(states.to(next(head.parameters()).dtype))
     return scores[:, 0]
 
 

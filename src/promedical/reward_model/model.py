@@ -26,7 +26,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from promedical.reward_model.attention import backbone_forward, score_row, unsupported
+from promedical.reward_model.attention import (
+    backbone_forward,
+    head_scores,
+    score_row,
+    unsupported,
+)
 from promedical.reward_model.loss import LossTerms, rubric_loss
 from promedical.reward_model.render import ensure_pad
 from promedical.reward_model.settings import TrainSettings
@@ -91,20 +96,30 @@ def initialise(
         dtype: of the weights; the head's are float32 in any case.
 
     Raises:
-        ValueError: `head_init` is unknown, or Yes and No cannot be told apart.
+        ValueError: `head_init` is unknown, Yes and No cannot be told apart, or the model is not
+            built as Llama and its like are.
     """
     if head_init not in ("yes_no", "random"):
         raise ValueError(f"head_init: found {head_init!r}, expected 'yes_no' or 'random'")
     tokenizer = AutoTokenizer.from_pretrained(path)
+    head = None
+    if head_init == "yes_no":
+        # First, and forgotten, so that there are never two models in memory.
+        yes, no = yes_no_ids(tokenizer)
+        language_model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        rows = language_model.get_output_embeddings().weight.detach()
+        head = (rows[yes].float() - rows[no].float())[None]
+        del language_model, rows
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=dtype)
+    if not (hasattr(model, "score") and hasattr(model.base_model, "layers")):
+        raise ValueError(
+            f"{path}: found {type(model).__name__}, expected a decoder with `layers` and a head "
+            "named `score`"
+        )
     model.score.to(torch.float32)
     with torch.no_grad():
-        if head_init == "yes_no":
-            yes, no = yes_no_ids(tokenizer)
-            language_model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-            rows = language_model.get_output_embeddings().weight
-            model.score.weight.copy_((rows[yes].float() - rows[no].float())[None])
-            del language_model
+        if head is not None:
+            model.score.weight.copy_(head)
         else:
             generator = torch.Generator().manual_seed(seed)
             model.score.weight.normal_(0.0, 0.02, generator=generator)
@@ -252,18 +267,13 @@ class TreeRewardModel(nn.Module):
                 return score_row(self.classifier, row)
             states = backbone_forward(self._backbone, row)
         else:
-            hidden = self.trunk(row) if hidden is None else hidden
+            # States may be kept on another device than the one that trains.
+            device = next(self.classifier.score.parameters()).device
+            hidden = self.trunk(row) if hidden is None else hidden.to(device)
             upper = self._part(self.frozen_layers, None, norm=True)
             states = backbone_forward(upper, row, inputs_embeds=hidden)
         last = torch.tensor(row.leaf_ends, device=states.device)
-        return self._head(states[last])
-
-    def _head(self, states: Tensor) -> Tensor:
-        """s from the last states, [leaves]; never in bfloat16, which would round s to 1 in 256."""
-        head: Any = self.classifier.score
-        with torch.autocast(states.device.type, enabled=False):
-            scores: Tensor = head(states.to(next(head.parameters()).dtype))
-        return scores[:, 0]
+        return head_scores(self.classifier.score, states[last])
 
     def forward(
         self,

@@ -181,7 +181,11 @@ def make_plan(
             f"train.frozen_layers: found {settings.frozen_layers}, but {recipe.model} has "
             f"{shape.layers} layers"
         )
-    instances = training_instances(rows, recipe, AutoTokenizer.from_pretrained(path))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise PlanError(f"model {recipe.model!r}: its tokenizer: {error}") from None
+    instances = training_instances(rows, recipe, tokenizer)
     packed, _ = pack_training_trees(
         instances.trees,
         settings.max_tokens,
@@ -360,7 +364,10 @@ def measured_rate(
 
     settings = recipe.train
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, _ = new_reward_model(path, settings, seed=recipe.seed)
+    try:
+        model, _ = new_reward_model(path, settings, seed=recipe.seed)
+    except (OSError, ValueError) as error:
+        raise PlanError(f"model {recipe.model!r}: {error}") from None
     model.to(device).train()
     chosen = sorted(rows, key=lambda row: len(row.row))[len(rows) // 2]
 

@@ -64,6 +64,11 @@ class RewardModelRecipe:
     def __post_init__(self) -> None:
         if self.safety_copies < 1:
             raise ValueError(f"safety_copies: found {self.safety_copies!r}, expected 1 or more")
+        for name in ("veto_recall", "clean_violations"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}: found {getattr(self, name)!r}, expected a number between 0 and 1"
+                )
         if self.asks != "criteria" and "overall" in self.without:
             raise ValueError(
                 f"without: found 'overall' with asks = {self.asks!r}, which trains on nothing else"

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,7 +45,8 @@ Move = Callable[[str, int, int], None]
 
 DESCRIPTION = """\
 Train a reward model on graded rows, calibrate it and save a checkpoint that transformers, TRL and
-vLLM load. Started again after a kill, the same command goes on. On several devices:
+vLLM load. Started again after a kill, the same command goes on: from its last checkpoint with
+--train.save_steps, else from the beginning. On several devices:
   accelerate launch --config_file recipes/accelerate/fsdp-8gpu.yaml -m promedical rm train RECIPE
 """
 # What frozen layers compute is kept in memory up to this size.
@@ -114,17 +116,18 @@ def train_reward_model(recipe: RewardModelRecipe, *, show: Stages | None = None)
     with show.stage("Data"):
         rows = read_rows(recipe.data)
         evaluation = [] if recipe.evaluation is None else read_rows(recipe.evaluation)
+        calibration = _calibration_rows(recipe, rows)
     digest = fingerprint(rows)
     _claim(out, recipe, {"data": digest, "evaluation": fingerprint(evaluation)})
     finished = out / "training.json"
     if finished.exists():
         training: dict[str, Any] = json.loads(finished.read_text())
         show.skipped("Training", training["seconds"])
+        if _first_process() and (out / "steps").exists():  # killed while they were removed
+            shutil.rmtree(out / "steps")
     else:
         with show.stage("Training") as move:
             training = _train(recipe, rows, evaluation, move)
-        if _first_process():
-            _write_json(finished, training)
     if not _first_process():
         return RunResult(out, training, None)
     extra = {
@@ -136,7 +139,7 @@ def train_reward_model(recipe: RewardModelRecipe, *, show: Stages | None = None)
         ),
     }
     with show.stage("Calibration") as move:
-        measured = _calibrate(recipe, extra, move)
+        measured = _calibrate(recipe, calibration, extra, move)
     return RunResult(out, training, measured)
 
 
@@ -235,10 +238,19 @@ def _train(
     evaluation: Sequence[GradedInstruction],
     move: Move,
 ) -> dict[str, Any]:
-    from promedical.reward_model.trainer import train
+    from promedical.reward_model.trainer import TrainResult, train
+
+    def as_json(result: TrainResult) -> dict[str, Any]:
+        return {
+            "counts": result.counts,
+            "history": list(result.history),
+            "metrics": list(result.metrics),
+            "seconds": result.seconds,
+        }
 
     model, tokenizer = _new_model(recipe, move)
     instances = training_instances(rows, recipe, tokenizer)
+    measured = _evaluation(recipe, evaluation, rows, tokenizer)
     result = train(
         model,
         tokenizer,
@@ -246,16 +258,12 @@ def _train(
         recipe.train,
         recipe.out,
         seed=recipe.seed,
-        cache=_cache(recipe, model, instances),
-        evaluation=_evaluation(recipe, evaluation, rows, tokenizer),
+        cache=_cache(recipe, model, instances, measured),
+        evaluation=measured,
         progress=partial(move, "steps"),
+        finished=lambda done: _write_json(Path(recipe.out) / "training.json", as_json(done)),
     )
-    return {
-        "counts": result.counts,
-        "history": list(result.history),
-        "metrics": list(result.metrics),
-        "seconds": result.seconds,
-    }
+    return as_json(result)
 
 
 def _new_model(
@@ -275,7 +283,10 @@ def _new_model(
 
 
 def _cache(
-    recipe: RewardModelRecipe, model: TreeRewardModel, instances: Instances
+    recipe: RewardModelRecipe,
+    model: TreeRewardModel,
+    instances: Instances,
+    evaluation: EvaluationSet | None,
 ) -> TrunkCache | None:
     """What the frozen layers compute, kept where that is worth it: on a CPU, within bounds."""
     import torch
@@ -288,7 +299,7 @@ def _cache(
     tokens = sum(
         len(t.prompt) + sum(map(len, t.responses)) + sum(len(f.tokens) for f in t.leaves)
         for t in trees
-    )
+    ) + sum(len(row) for row in (evaluation.rows if evaluation else ()))
     fits = tokens * model.config.hidden_size * 4 <= CACHE_BYTES
     return TrunkCache(model, shared=False) if fits else None
 
@@ -316,13 +327,36 @@ def _evaluation(
 # --- calibration ----------------------------------------------------------------------------------
 
 
+def _calibration_rows(
+    recipe: RewardModelRecipe, train_rows: Sequence[GradedInstruction]
+) -> list[GradedInstruction]:
+    """The calibration split, read before hours of training rather than after; [] for none.
+
+    Raises:
+        RunError: it shares an instruction with the training rows, so it would calibrate nothing.
+    """
+    if recipe.calibration is None or recipe.asks != "criteria":
+        return []
+    rows = read_rows(recipe.calibration)
+    both = {row.id for row in rows} & {row.id for row in train_rows}
+    if both:
+        raise RunError(
+            f"{recipe.calibration}: {len(both)} instructions, such as {min(both)!r}, are in "
+            f"{recipe.data} too; expected rows that were not trained on"
+        )
+    return rows
+
+
 def _calibrate(
-    recipe: RewardModelRecipe, extra: dict[str, Any], move: Move
+    recipe: RewardModelRecipe,
+    rows: Sequence[GradedInstruction],
+    extra: dict[str, Any],
+    move: Move,
 ) -> dict[str, Any] | None:
     """Calibrate the saved checkpoint and write its metadata; a scalar model has no verdicts."""
     import torch
 
-    from promedical.reward_model.calibrate import CalibrationError
+    from promedical.reward_model.calibrate import Calibration, CalibrationError
     from promedical.reward_model.grade import RubricRewardModel
 
     grader = RubricRewardModel.from_pretrained(
@@ -331,9 +365,10 @@ def _calibrate(
         max_tokens=recipe.train.max_tokens,
     )
     if recipe.calibration is None or recipe.asks != "criteria":
+        # An earlier run of this recipe with a split may have left one.
+        grader.calibration = Calibration.uncalibrated()
         grader.save_metadata(recipe.out, **extra)
         return None
-    rows = read_rows(recipe.calibration)
     scores = grader.score_rows(rows, progress=partial(move, "rows"))
     try:
         calibrated = grader.calibrated_on(
@@ -356,16 +391,16 @@ def _calibrate(
 
 
 def _claim(out: Path, recipe: RewardModelRecipe, data: dict[str, str]) -> None:
-    """Make the folder this run's, or refuse it."""
+    """Make the folder this run's, or refuse it: nothing trained elsewhere is written over."""
     mine = {"recipe": _plain(replace(recipe, **_NOT_TRAINING)), "fingerprints": data}
     path = out / "recipe.json"
     if path.exists() and json.loads(path.read_text()) == mine:
         return
     # A run that failed before it trained anything leaves nothing to protect.
-    if path.exists() and any((out / name).exists() for name in ("training.json", "steps")):
+    if any((out / name).exists() for name in ("training.json", "steps", "config.json")):
         raise RunError(
-            f"{out}: holds a run with other settings or data; choose another --out, or remove "
-            "it to start anew"
+            f"{out}: holds a model, or a run with other settings or data; choose another --out, "
+            "or remove it to start anew"
         )
     if _first_process():
         out.mkdir(parents=True, exist_ok=True)

@@ -46,12 +46,13 @@ from promedical.reward_model.training_metrics import EvaluationSet
 from promedical.reward_model.tree import PackedRow
 from promedical.reward_model.trunk import TrunkCache
 
-__all__ = ["RewardTrainer", "TrainError", "TrainResult", "is_main_process", "train"]
+__all__ = ["RewardTrainer", "TrainError", "TrainResult", "is_main_process", "remove_steps", "train"]
 
 Progress = Callable[[int, int], None]
 
 # Written last into a checkpoint, once every process has written its part.
 WHOLE = "whole"
+STEPS = "steps"
 ADAPTER = "adapter"
 
 
@@ -234,6 +235,7 @@ def train(
     cache: TrunkCache | None = None,
     evaluation: EvaluationSet | None = None,
     progress: Progress | None = None,
+    finished: Callable[[TrainResult], None] | None = None,
 ) -> TrainResult:
     """Train, and save a standard sequence-classification checkpoint in `out`.
 
@@ -246,6 +248,8 @@ def train(
         cache: hidden states after the frozen layers.
         evaluation: what is measured every `eval_steps` and at the end.
         progress: called with (optimiser steps done, steps in all).
+        finished: called with the result before the steps are removed, by one process: who keeps it
+            there need not train again if the removal is killed.
 
     Raises:
         TrainError: there is nothing to train on, the cache is of other frozen weights, a logger
@@ -267,7 +271,7 @@ def train(
     )
     if not rows:
         raise TrainError("instances: found no loss term, expected pairs or known labels")
-    steps_folder = Path(out) / "steps"
+    steps_folder = Path(out) / STEPS
     args = _arguments(settings, steps_folder, seed, evaluation)
     batch = _rows_a_step(settings, rows)
     order = RowOrder(_costs(model, rows, settings), batch, processes=args.world_size, seed=seed)
@@ -293,8 +297,6 @@ def train(
         trainer.evaluate()
     _save_model(trainer, model, tokenizer, Path(out), sharded=sharded)
     trainer.accelerator.wait_for_everyone()
-    if is_main_process():
-        shutil.rmtree(steps_folder, ignore_errors=True)
     counts = dict(instances.counts) | {
         "rows": len(rows),
         "rows_a_step": batch,
@@ -321,7 +323,24 @@ def train(
         for entry in log
         if any(name.startswith("eval_") for name in entry)
     )
-    return TrainResult(history, counts, time.monotonic() - started, metrics)
+    result = TrainResult(history, counts, time.monotonic() - started, metrics)
+    if is_main_process():
+        if finished is not None:
+            finished(result)
+        remove_steps(Path(out))
+    return result
+
+
+def remove_steps(out: Path) -> None:
+    """Remove the checkpoints of a run; one that is half removed never counts as whole."""
+    for path in sorted((out / STEPS).glob(f"checkpoint-*/{WHOLE}"), key=_step):
+        path.unlink()
+    shutil.rmtree(out / STEPS, ignore_errors=True)
+
+
+def _step(mark: Path) -> int:
+    """The step of a checkpoint, by its last file."""
+    return int(mark.parent.name.removeprefix("checkpoint-"))
 
 
 def _arguments(
@@ -439,10 +458,7 @@ def _claim(
         digest.update(repr(row).encode())
     mark = folder / "run.sha256"
     # A kill while a checkpoint is written leaves one without its last file.
-    whole = sorted(
-        (path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")),
-        key=lambda path: int(path.name.removeprefix("checkpoint-")),
-    )
+    whole = [mark.parent for mark in sorted(folder.glob(f"checkpoint-*/{WHOLE}"), key=_step)]
     if whole and (not mark.exists() or mark.read_text() != digest.hexdigest()):
         raise TrainError(
             f"{folder}: found checkpoints of other settings or instances, expected this run's; "
@@ -450,7 +466,8 @@ def _claim(
         )
     if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(digest.hexdigest())
+        if not whole:  # else it is there, and another process may be reading it
+            mark.write_text(digest.hexdigest())
         for path in folder.glob("checkpoint-*"):
             if path not in whole:
                 shutil.rmtree(path)

@@ -54,7 +54,7 @@ class TrunkCache:
         if other.frozen_layers != self.model.frozen_layers:
             return False
         mine, theirs = self.model.frozen_parameters(), other.frozen_parameters()
-        return all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+        return all(torch.equal(a, b.to(a.device)) for a, b in zip(mine, theirs, strict=True))
 
 
 def _segment_paths(row: PackedRow) -> list[tuple[tuple[int, ...], ...]]:
