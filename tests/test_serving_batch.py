@@ -165,6 +165,9 @@ def test_a_client_that_goes_away_leaves_the_queue(grader, caplog):
             await until(lambda: len(gate.batcher._queue) == 1)
             left.set()
             assert (await gone)[0]["status"] == 499
+            # At once, not when the model comes to it: clients that come and go may be many.
+            assert not gate.batcher._queue
+            assert gate.batcher._queued_tokens == 0
             model.go.set()
             assert (await first).status_code == 200
             return (await client.get("/metrics")).text

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from promedical.reward_model import serving_schema as schema
 from promedical.reward_model.grade import RubricRewardModel
 from promedical.reward_model.serving_schema import (
     ClassifyRequest,
@@ -156,6 +157,27 @@ def test_whatever_is_sent_is_read_or_refused_by_name(where, value):
     classify = json.dumps({"input": value}).encode()
     field = refused(lambda: parse(ClassifyRequest, classify).inputs())
     assert field in (None, "input", "body")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"responses": 10**400}, "responses"),
+        ({"responses": [1] * 200_000}, "responses[0]"),
+        ({"messages": [1] * 200_000}, "messages[0]"),
+        ({"rubric": {"criteria": [1] * 1000}}, "body"),
+        ({f"x{i}": 1 for i in range(1000)}, "body"),
+    ],
+)
+def test_faults_beyond_number_are_not_described_one_by_one(change, field, monkeypatch):
+    described = []
+    fault = schema._fault
+    monkeypatch.setattr(schema, "_fault", lambda *a: described.append(a) or fault(*a))
+    body = json.dumps(asking() | change).encode()
+    assert refused(lambda: parse(GradeRequest, body)) == field
+    classify = json.dumps({"input": [1, *["a"] * 200_000]}).encode()
+    assert refused(lambda: parse(ClassifyRequest, classify)) == "input"
+    assert len(described) <= schema.MANY_FAULTS
 
 
 def test_limits(grader):

@@ -75,7 +75,7 @@ class RefusedError(RuntimeError):
         self.reason, self.retry_after = reason, retry_after
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a job equals itself alone, however alike what is asked
 class _Job:
     trees: tuple[Tree, ...]
     tokens: int
@@ -195,7 +195,15 @@ class Batcher:
             self._queue.append(job)
             self._count(job.tokens)
             self._changed.notify()
+        job.scores.add_done_callback(lambda scores: self._forget(job) if scores.cancelled() else ())
         return job.scores
+
+    def _forget(self, job: _Job) -> None:
+        """Take a cancelled job out of the queue now: its place is given to the next client."""
+        with self._changed:
+            if job in self._queue:
+                self._queue.remove(job)
+                self._count(-job.tokens)
 
     def _count(self, tokens: int) -> None:
         self._queued_tokens += tokens

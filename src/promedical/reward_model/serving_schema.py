@@ -47,6 +47,8 @@ Verdicts = Literal["met", "unmet", "abstain", "error"]
 Request = TypeVar("Request", bound=BaseModel)
 
 SHOWN_ERRORS = 5
+# Describing a fault takes time, and a body can hold a million of them.
+MANY_FAULTS = 100
 _PLAIN_KEY = re.compile(r"[a-z][a-z_]{0,31}")
 
 
@@ -111,8 +113,8 @@ class RewardSpecIn(_Strict):
 class GradeRequest(_Strict):
     """A conversation, the answers to judge, and the rubric to judge them by."""
 
-    messages: Annotated[list[MessageIn], Field(min_length=1)]
-    responses: Annotated[list[str], Field(min_length=1)]
+    messages: Annotated[list[MessageIn], Field(min_length=1, fail_fast=True)]
+    responses: Annotated[list[str], Field(min_length=1, fail_fast=True)]
     rubric: RubricIn
     operating_point: Literal["audit", "reward"] = "audit"
     reward_spec: RewardSpecIn | None = None
@@ -155,7 +157,7 @@ class GradeAnswer(BaseModel):
     grades: list[GradeOut]
 
 
-TokenIds = Annotated[list[int], Field(min_length=1)]
+TokenIds = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
 class ClassifyRequest(_Strict):
@@ -164,9 +166,9 @@ class ClassifyRequest(_Strict):
     model: str | None = None
     input: (
         TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1)]
+        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
         | str
-        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, fail_fast=True)]
     )
     use_activation: bool | None = None
     add_special_tokens: bool = True
@@ -249,8 +251,12 @@ def parse(model: type[Request], body: bytes) -> Request:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
+        count = error.error_count()
         # Neither `error` nor its inputs may travel on: both hold what the client sent.
-        details = error.errors(include_url=False, include_context=False)
+        few = count <= MANY_FAULTS
+        details = error.errors(include_url=False, include_context=False) if few else []
+    if not details:
+        raise RequestError("body", f"found {count} faults, expected an object of another shape")
     faults = list(dict.fromkeys(_fault(model, detail) for detail in details))[:SHOWN_ERRORS]
     raise RequestError(*faults[0], more=faults[1:]) from None
 
@@ -363,7 +369,9 @@ def _described(value: Any) -> str:
         return "nothing"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (int, float)):
+    if isinstance(value, int):  # of any size: it may be too large for a float
+        return "a number"
+    if isinstance(value, float):
         return "a number" if math.isfinite(value) else "a number that is not finite"
     if isinstance(value, str):
         return f"a text of {len(value)} characters"
