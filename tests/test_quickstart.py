@@ -173,7 +173,7 @@ def test_a_run_that_went_on_with_other_code_says_so(recipe: QuickstartRecipe) ->
 
     for codes, dirty in (
         ([("a", False), ("a", False)], False),
-        ([("a", False), ("b", False)], True),
+        ([("a", False), ("b", False)], False),
         ([("a", True), ("a", False)], True),
     ):
         stage_results = {
@@ -182,6 +182,9 @@ def test_a_run_that_went_on_with_other_code_says_so(recipe: QuickstartRecipe) ->
         found = collect(recipe, stage_results, stages.TITLES, [])["provenance"]
         assert found["dirty"] is dirty
         assert found["commit"] == codes[-1][0]
+        assert found["stage_commits"] == {
+            name: code[0] for name, code in zip(("train", "bench"), codes, strict=True)
+        }
 
 
 def test_a_folder_of_other_settings_is_refused(finished: Path, recipe: QuickstartRecipe) -> None:

@@ -109,8 +109,14 @@ def _ran(result: Json) -> str:
     where = f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores"
     command = " ".join(map(str, part["command"]))
     dirty = ", with uncommitted changes" if part["dirty"] else ""
+    stages: Json = part.get("stage_commits") or {}
+    earlier = "".join(
+        f" ({name} at {str(commit)[:10]})"
+        for name, commit in stages.items()
+        if commit != part["commit"]
+    )
     return _note(
-        f"Measured by `{command}` at commit {str(part['commit'])[:10]}{dirty}, "
+        f"Measured by `{command}` at commit {str(part['commit'])[:10]}{earlier}{dirty}, "
         f"seed {part['seed']}, on {where}, in {tables.duration(part['wall_time_s'])}."
     )
 

@@ -110,14 +110,13 @@ def collect(
 
 def _code(finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Commit, dirty flag and time of all stages: a run may have gone on with other code."""
-    states = [stage["code"] for stage in finished.values()]
-    commits = list(dict.fromkeys(state["commit"] for state in states))
+    states = {name: stage["code"] for name, stage in finished.items()}
+    commits = {name: state["commit"] for name, state in states.items()}
+    dirty = [state["dirty"] for state in states.values()]
     return {
-        "commit": commits[-1] if commits else None,
-        # Not a git checkout: there is no commit to differ from.
-        "dirty": None
-        if commits == [None]
-        else len(commits) > 1 or any(state["dirty"] for state in states),
+        "commit": list(commits.values())[-1] if commits else None,
+        # None: not a git checkout, there is no commit to differ from.
+        "dirty": any(dirty) if None not in dirty else None,
         "stage_commits": commits,
         "wall_time_s": round(sum(stage["seconds"] for stage in finished.values()), 2),
     }
