@@ -329,6 +329,8 @@ def test_what_may_pass_is_tried_again_with_growing_pauses(kind, local, checkpoin
     [
         (Reply(500, '{"error": {"message": "out of memory"}}'), "HTTP 500: out of memory (ask", 2),
         (Reply(401), "HTTP 401", 1),
+        (Reply(404), "HTTP 404", 1),
+        (Reply(200, Content_Encoding="gzip"), "DecodingError", 2),
         (Reply(200, "<html>"), "the reply is not JSON", 1),
         (Reply(200, "[]"), "the reply has no list of", 1),
         (Reply(200, '{"grades": [], "data": []}'), "the reply has 0", 1),
@@ -451,6 +453,7 @@ def test_a_score_that_makes_no_sense_is_an_error(change, why, local, checkpoint)
 def test_retry_after_is_seconds_or_a_date():
     assert _retry_after("3") == 3
     assert _retry_after("0") == 0.05
+    assert _retry_after("Wed, 21 Oct 2015 07:28:00 -0000") == 0.05
     assert _retry_after(formatdate(time.time() + 30, usegmt=True)) == pytest.approx(30, abs=2)
     assert [_retry_after(value) for value in (None, "soon", "nan", "inf")] == [None] * 4
 
@@ -458,6 +461,11 @@ def test_retry_after_is_seconds_or_a_date():
 def test_what_cannot_be_used_is_named(tmp_path):
     with pytest.raises(BackendError, match="url: found 'localhost:8000'"):
         HttpBackend("localhost:8000")
+    with pytest.raises(BackendError, match=r"url: found .*80x"):
+        HttpBackend("http://localhost:80x")
+    for token in ("s3cret\n", "", "tökén", "two words"):
+        with pytest.raises(BackendError, match=r"^token: expected one word of ASCII characters$"):
+            HttpBackend("http://localhost:8000", token=token)
     with pytest.raises(BackendError, match="concurrency: found 0"):
         HttpBackend("http://localhost:8000", concurrency=0)
     with pytest.raises(CheckpointError, match="nowhere: cannot be loaded"):

@@ -14,7 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from promedical.records import GradedInstruction, Message, RecordError
 from promedical.reward_model import grade as grade_module
@@ -348,6 +353,20 @@ def test_what_is_no_reward_model_is_refused(tmp_path, shared):
     with pytest.raises(CheckpointError, match="num_labels: found 2, expected 1"):
         RubricRewardModel.from_pretrained(language)
 
+    weights = language / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])  # as after a copy that was cut off
+    with pytest.raises(CheckpointError, match="language: cannot be loaded"):
+        RubricRewardModel.from_pretrained(language)
+    weights.write_bytes(whole)
+
+    other = tmp_path / "other"
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=64, num_labels=1)
+    GPT2ForSequenceClassification(config).save_pretrained(other)
+    shared.tokenizer.save_pretrained(other)
+    with pytest.raises(CheckpointError, match="model_type: found 'gpt2', expected a decoder"):
+        RubricRewardModel.from_pretrained(other)
+
     # One label, but no head: transformers would draw it at random.
     config = json.loads((language / "config.json").read_text())
     config["id2label"], config["label2id"] = {"0": "LABEL_0"}, {"LABEL_0": 0}
@@ -489,7 +508,9 @@ def test_a_request_that_cannot_be_rendered_fails_alone(shared):
     assert set(criterion.grades[0].failures) == {"odd"}
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory\nmore"), IndexError("id")])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no memory\nmore"), IndexError("id"), RuntimeError()]
+)
 def test_a_row_that_fails_takes_only_what_is_at_fault(shared, monkeypatch, error):
     plain = list(shared.grade_many(stream(6)))
     poisoned = shared.renderer.tree(ASK, ["Take 4."], [(0, "?")]).responses[0]
@@ -505,7 +526,7 @@ def test_a_row_that_fails_takes_only_what_is_at_fault(shared, monkeypatch, error
     for number, (mine, theirs) in enumerate(zip(found, plain, strict=True)):
         if number == 4:
             assert set(mine.grades[0].verdicts.values()) == {Verdict.ERROR}
-            reason = f"the model failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+            reason = f"the model failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             assert set(mine.grades[0].failures.values()) == {reason}
         else:
             assert_same(mine.grades[0], theirs.grades[0])

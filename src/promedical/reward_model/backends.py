@@ -38,6 +38,7 @@ from promedical.reward_model.grade import (
     to_grade,
 )
 from promedical.reward_model.render import Renderer, RenderError, spoken
+from promedical.reward_model.serve import is_token
 from promedical.reward_model.tree import paths
 from promedical.rubric import Rubric, Verdict, score
 
@@ -48,6 +49,8 @@ __all__ = ["Backend", "BackendError", "HttpBackend", "VllmBackend"]
 
 # A reply is asked for again after these: the server is busy, starting or was cut off.
 TRANSIENT = (408, 429, 500, 502, 503, 504)
+# About what was asked, so that less of it may be answered: other errors are about the server.
+REFUSED = (400, 413, 422)
 SHOWN = 200
 
 T = TypeVar("T")
@@ -117,12 +120,17 @@ class _Remote:
             import httpx
         except ImportError:
             raise BackendError("httpx is missing: pip install 'promedical[serve]'") from None
+        if token is not None and not is_token(token):  # not shown: it would be in a log then
+            raise BackendError("token: expected one word of ASCII characters")
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self.concurrency, self.attempts, self.patience_s = concurrency, attempts, patience_s
         limits = httpx.Limits(max_connections=concurrency)
-        self._client = httpx.Client(
-            base_url=url.rstrip("/"), headers=headers, timeout=timeout_s, limits=limits
-        )
+        try:
+            self._client = httpx.Client(
+                base_url=url.rstrip("/"), headers=headers, timeout=timeout_s, limits=limits
+            )
+        except httpx.InvalidURL as error:
+            raise BackendError(f"url: found {url!r}: {error}") from None
 
     def __enter__(self) -> Any:
         return self
@@ -171,7 +179,7 @@ class _Remote:
             wait: float | None = None
             try:
                 reply = self._client.post(path, json=body)
-            except (httpx.TransportError, UnicodeError) as error:
+            except (httpx.RequestError, UnicodeError) as error:
                 reason = f"{type(error).__name__}: {error}"[:SHOWN]
                 if isinstance(error, UnicodeError):
                     raise _CallError(f"not valid Unicode ({reason})", refused=True) from None
@@ -183,8 +191,7 @@ class _Remote:
                         raise _CallError("the reply is not JSON") from None
                 reason = f"HTTP {reply.status_code}{_said(reply)}"
                 if reply.status_code not in TRANSIENT:
-                    refused = 400 <= reply.status_code < 500
-                    raise _CallError(reason, refused=refused and reply.status_code != 401)
+                    raise _CallError(reason, refused=reply.status_code in REFUSED)
                 wait = _retry_after(reply.headers.get("Retry-After"))
             # A server that says when it will have room has not failed.
             failed += wait is None
@@ -276,7 +283,7 @@ class VllmBackend(_Remote):
         super().__init__(url, **remote)
         try:
             self.renderer = Renderer(AutoTokenizer.from_pretrained(checkpoint))
-        except (OSError, ValueError) as error:  # a RenderError is a ValueError
+        except Exception as error:  # transformers and tokenizers each have their own
             raise CheckpointError(f"{checkpoint}: cannot be loaded: {error}") from None
         self.calibration = read_calibration(checkpoint) or Calibration.uncalibrated()
         self.model = str(checkpoint) if model is None else model
@@ -451,6 +458,8 @@ def _retry_after(value: str | None) -> float | None:
             then = parsedate_to_datetime(value)
         except ValueError:
             return None
-        seconds = (then - datetime.now(then.tzinfo or UTC)).total_seconds()
+        if then.tzinfo is None:  # as of a date in "-0000"
+            then = then.replace(tzinfo=UTC)
+        seconds = (then - datetime.now(UTC)).total_seconds()
     # Not at once in any case: that would be no waiting.
     return max(0.05, seconds) if math.isfinite(seconds) else None

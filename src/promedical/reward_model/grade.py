@@ -220,8 +220,13 @@ class RubricRewardModel:
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 path, dtype=getattr(torch, dtype), output_loading_info=True
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # transformers, tokenizers, safetensors: each has its own
             raise CheckpointError(f"{path}: cannot be loaded: {error}") from None
+        if not hasattr(model.base_model, "layers"):
+            raise CheckpointError(
+                f"{path}: model_type: found {model.config.model_type!r}, expected a decoder that "
+                "holds its blocks as `layers`, such as Llama's or Qwen's"
+            )
         if model.config.num_labels != 1:
             raise CheckpointError(
                 f"{path}: num_labels: found {model.config.num_labels}, expected 1 (a reward model)"
@@ -445,7 +450,7 @@ class RubricRewardModel:
                 yield row, self._score(row)
                 continue
             except (RuntimeError, IndexError) as error:  # memory, devices, ids: as torch has them
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             # Outside of the except block, whose traceback keeps the failed row's memory.
             if len(row.leaves) == 1:
                 yield row, [f"the model failed: {reason}"]

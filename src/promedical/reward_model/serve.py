@@ -1,9 +1,9 @@
 """`promedical rm serve`: a checkpoint behind HTTP, until SIGTERM.
 
 SIGTERM or Ctrl-C drains: what was accepted is finished and answered, what comes after gets 503, and
-the process ends with code 0. A second signal ends it at once. Logs go to stderr and hold routes,
-statuses and sizes, never a text. Left to others: everything between a request and its answer
-(`serving_app` and what it names).
+the process ends with code 0. A second signal ends it within seconds. Logs go to stderr and hold
+routes, statuses and sizes, never a text. Left to others: everything between a request and its
+answer (`serving_app` and what it names).
 """
 
 from __future__ import annotations
@@ -186,9 +186,14 @@ def read_token(recipe: ServeRecipe) -> str | None:
         where, token = f"${TOKEN}", os.environ[TOKEN].strip()
     else:
         return None
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
+    if not is_token(token):
         raise ServeError(f"{where}: expected one word of ASCII characters as the token")
     return token
+
+
+def is_token(text: str) -> bool:
+    """Whether a text can be a bearer token: one word of printable ASCII characters."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
 def _check_packages() -> None:
