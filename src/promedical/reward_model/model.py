@@ -262,18 +262,19 @@ class TreeRewardModel(nn.Module):
         Args:
             hidden: the row's trunk output, if it is already known.
         """
+        head: Any = self.classifier.score
         if not self.frozen_layers:
             if unsupported(self.config) is not None:
                 return score_row(self.classifier, row)
             states = backbone_forward(self._backbone, row)
         else:
             # States may be kept on another device than the one that trains.
-            device = next(self.classifier.score.parameters()).device
+            device = next(head.parameters()).device
             hidden = self.trunk(row) if hidden is None else hidden.to(device)
             upper = self._part(self.frozen_layers, None, norm=True)
             states = backbone_forward(upper, row, inputs_embeds=hidden)
         last = torch.tensor(row.leaf_ends, device=states.device)
-        return head_scores(self.classifier.score, states[last])
+        return head_scores(head, states[last])
 
     def forward(
         self,
