@@ -321,6 +321,7 @@ def test_without_metadata_it_is_uncalibrated(saved):
         ("[]", "cannot be read"),
         ("{}", "cannot be read.*template_version"),
         ({"template_version": -1}, "template_version: found -1"),
+        ({"asks": "rubric"}, "asks: found 'rubric', expected 'criteria'"),
         ({"calibration": None}, "calibration: .*expected"),
         ({"calibration": {"tiers": []}}, "calibration: .*expected"),
         ({"calibration": Calibration.uncalibrated().to_json() | {"audit": {}}}, "audit: expected"),

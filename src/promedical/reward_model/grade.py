@@ -199,6 +199,7 @@ class RubricRewardModel:
         device: str | None = None,
         dtype: str = "float32",
         max_tokens: int = 8192,
+        asks: str = "criteria",
     ) -> RubricRewardModel:
         """Load a checkpoint folder or Hub id.
 
@@ -207,11 +208,12 @@ class RubricRewardModel:
             dtype: "float32", or "bfloat16": half the memory and several times the speed of a GPU,
                 with scores that are rounded (`promedical rm doctor` says by how much).
             max_tokens: longest packed row.
+            asks: what it has to have been trained to answer; only "criteria" gives verdicts.
 
         Raises:
-            CheckpointError: this is no reward model, its `promedical.json` is broken or of another
-                template version, or `device` or `dtype` cannot be had. A checkpoint without that
-                file loads uncalibrated.
+            CheckpointError: this is no reward model, its `promedical.json` is broken, of another
+                template version or of a model that `asks` otherwise, or `device` or `dtype` cannot
+                be had. A checkpoint without that file loads uncalibrated.
         """
         if dtype not in DTYPES:
             raise CheckpointError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -235,7 +237,7 @@ class RubricRewardModel:
             # transformers draws them at random, and random scores look like scores.
             raise CheckpointError(f"{path}: has no weights for {sorted(loading['missing_keys'])}")
         ensure_pad(tokenizer, model)
-        calibration = read_calibration(path)
+        calibration = read_calibration(path, asks=asks)
         if unsupported(model.config) is None:
             model.score.to(torch.float32)  # small, and in bfloat16 it would round s to 1 in 256
         if device is not None:
@@ -516,25 +518,32 @@ def failed_grade(rubric: Rubric, reason: str, *, emptied: bool = False) -> Grade
     )
 
 
-def read_calibration(path: str | Path) -> Calibration | None:
+def read_calibration(path: str | Path, *, asks: str = "criteria") -> Calibration | None:
     """The calibration beside a checkpoint; None if there is no `promedical.json`.
 
     Raises:
-        CheckpointError: the file is broken or of another template version.
+        CheckpointError: the file is broken, of another template version, or of a model that was
+            trained to answer another question.
     """
     try:
         metadata = cached_file(path, METADATA, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be loaded: {error}") from None
-    return None if metadata is None else _read_metadata(Path(metadata))
+    return None if metadata is None else _read_metadata(Path(metadata), asks)
 
 
-def _read_metadata(path: Path) -> Calibration:
+def _read_metadata(path: Path, asks: str) -> Calibration:
     try:
         data = json.loads(path.read_text())
         version, fitted = data["template_version"], data["calibration"]
-    except (ValueError, KeyError, TypeError) as error:
+        trained = data.get("asks", "criteria")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error!r})") from None
+    if trained != asks:
+        raise CheckpointError(
+            f"{path}: asks: found {trained!r}, expected {asks!r}; a scalar baseline "
+            '("overall" or "rubric") gives no verdicts on criteria'
+        )
     if version != TEMPLATE_VERSION:
         raise CheckpointError(
             f"{path}: template_version: found {version!r}, expected {TEMPLATE_VERSION!r}; "

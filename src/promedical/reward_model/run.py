@@ -213,7 +213,7 @@ def headline(result: RunResult) -> list[str]:
     if "overall_accuracy" in last:
         lines.append(f"{'overall':<12} accuracy {last['overall_accuracy']:.3f}")
     found = result.calibration
-    if found:
+    if found and "reward_veto_recall" in found:
         recall = found["reward_veto_recall"]
         low = ", under one half: as a reward it misses most violations" if recall < 0.5 else ""
         lines.append(
@@ -221,7 +221,7 @@ def headline(result: RunResult) -> list[str]:
             f"{recall:.3f} at reward{low}"
         )
     else:
-        lines.append("calibration  none")
+        lines.append(f"calibration  {'without vetoes' if found else 'none'}")
     return lines
 
 
@@ -363,6 +363,7 @@ def _calibrate(
         recipe.out,
         device="cuda" if torch.cuda.is_available() else None,
         max_tokens=recipe.train.max_tokens,
+        asks=recipe.asks,
     )
     if recipe.calibration is None or recipe.asks != "criteria":
         # An earlier run of this recipe with a split may have left one.
