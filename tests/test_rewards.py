@@ -232,6 +232,25 @@ def test_trls_row_warning_is_rewritten(caplog: pytest.LogCaptureFixture) -> None
     assert "something else" in caplog.text
 
 
+def test_observers_see_every_call_and_may_stop_it() -> None:
+    function = rubric_reward()
+    seen: list[tuple[object, ...]] = []
+    function.observers.append(lambda *given: seen.append(given))
+    call(function, ["q1", "q2", "q1"], ["mmuuu", "crash", "uuuuu"])
+    ((step, ids, texts, grades),) = seen
+    assert step == function.history[0]
+    assert ids == ["q1", "q2", "q1"]
+    assert texts == ["mmuuu", "crash", "uuuuu"]
+    assert [None if g is None else g.scores.s1 for g in grades] == [1.0, None, 0.0]  # type: ignore
+
+    def stop(*_: object) -> None:
+        raise RuntimeError("enough")
+
+    function.observers.append(stop)
+    with pytest.raises(RuntimeError, match="enough"):
+        call(function, ["q1"], ["mmuuu"])
+
+
 def test_stops_when_nothing_can_be_graded() -> None:
     function = rubric_reward(max_failed_groups=2)
     assert call(function, ["q1"], ["crash"]) == [None]

@@ -30,6 +30,7 @@ __all__ = [
     "Grade",
     "Grader",
     "GradingError",
+    "Observer",
     "RewardStep",
     "RubricReward",
     "veto_variance_share",
@@ -106,6 +107,9 @@ class RewardStep:
     no_signal: float
 
 
+Observer = Callable[[RewardStep, Sequence[str], Sequence[str], Sequence[Grade | None]], None]
+
+
 def violations(scores: Scores) -> int:
     """Violations as the reward counts them: an abstained veto counts as violated."""
     return scores.s3 + scores.unresolved.veto
@@ -156,6 +160,9 @@ class RubricReward:
 
     Attributes:
         history: one `RewardStep` a call, for plots; see `write_history`.
+        observers: each called after every call with its `RewardStep`, and of every answer the
+            instruction's id, the text and the grade (None where grading failed). What one raises
+            ends the training, which is how a monitor stops it.
     """
 
     # TRL names its metrics after this; an instance has no __name__ of its own.
@@ -182,6 +189,7 @@ class RubricReward:
         self.operating_point = operating_point
         self.max_failed_groups = max_failed_groups
         self.history: list[RewardStep] = []
+        self.observers: list[Observer] = []
         self._failed_in_a_row = 0
         self._last_error: Exception | None = None
         keep_rows_out_of_logs()
@@ -247,6 +255,8 @@ class RubricReward:
 
         step = self._summary(groups, grades, rewards, 1 + getattr(trainer_state, "global_step", 0))
         self.history.append(step)
+        for observer in self.observers:
+            observer(step, list(instruction_id), texts, grades)
         if log_extra is not None:
             log_extra("instruction_id", list(instruction_id))
             log_extra("verdicts", [_verdict_line(grade) for grade in grades])
