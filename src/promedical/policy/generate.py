@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Answers", "chat", "generate"]
+__all__ = ["Answers", "answer_with", "chat", "generate"]
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,42 @@ def generate(
     model: Any = AutoModelForCausalLM.from_pretrained(
         model_path, dtype=torch.float32 if device == "cpu" else torch.bfloat16
     )
-    model = model.to(device).eval()
+    torch.manual_seed(seed)
+    return answer_with(
+        model.to(device).eval(),
+        tokenizer,
+        rows,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        temperature=temperature,
+        progress=progress,
+    )
+
+
+def answer_with(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[GradedInstruction],
+    *,
+    max_new_tokens: int = 96,
+    batch_size: int = 50,
+    temperature: float = 0.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Answers:
+    """Answer every row's conversation with a model that is loaded already, and in eval mode.
+
+    Args:
+        model, tokenizer: the tokenizer with a chat template.
+        rows, max_new_tokens, batch_size, temperature, progress: as in `generate`.
+
+    Raises:
+        ValueError: a prompt that does not fit the model; the message names the row.
+    """
     prompts = _prompts(model, tokenizer, rows, max_new_tokens)
 
     # Longest first: the batch that needs most memory fails at once, not at the end.
     order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
     found: dict[int, tuple[str, int, bool]] = {}
-    torch.manual_seed(seed)
     for start in range(0, len(order), batch_size):
         members = order[start : start + batch_size]
         batch = [prompts[i] for i in members]

@@ -107,7 +107,9 @@ class RewardStep:
     no_signal: float
 
 
-Observer = Callable[[RewardStep, Sequence[str], Sequence[str], Sequence[Grade | None]], None]
+Observer = Callable[
+    [RewardStep, Sequence[str], Sequence[str], Sequence[Grade | None]], Mapping[str, float] | None
+]
 
 
 def violations(scores: Scores) -> int:
@@ -161,8 +163,8 @@ class RubricReward:
     Attributes:
         history: one `RewardStep` a call, for plots; see `write_history`.
         observers: each called after every call with its `RewardStep`, and of every answer the
-            instruction's id, the text and the grade (None where grading failed). What one raises
-            ends the training, which is how a monitor stops it.
+            instruction's id, the text and the grade (None where grading failed). Numbers that it
+            returns are logged beside the reward's own; what it raises ends the training.
     """
 
     # TRL names its metrics after this; an instance has no __name__ of its own.
@@ -256,7 +258,10 @@ class RubricReward:
         step = self._summary(groups, grades, rewards, 1 + getattr(trainer_state, "global_step", 0))
         self.history.append(step)
         for observer in self.observers:
-            observer(step, list(instruction_id), texts, grades)
+            told = observer(step, list(instruction_id), texts, grades)
+            if told and log_metric is not None:
+                for name, value in told.items():
+                    log_metric(name, float(value))
         if log_extra is not None:
             log_extra("instruction_id", list(instruction_id))
             log_extra("verdicts", [_verdict_line(grade) for grade in grades])
