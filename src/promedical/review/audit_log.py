@@ -1,0 +1,132 @@
+"""The audit log: who did what to which id, and when. It only grows, and each entry seals the last.
+
+    hash_n = SHA-256(seq, at, actor, action, subject, digest, hash_{n-1})
+
+An entry holds ids, an action and a digest, never content, so that erasing content leaves the log
+whole. A digest is made with the item's salt, which is erased with the item: afterwards it cannot be
+tested against a guess. Triggers in the database (`migrations/`) refuse to change or remove entries.
+The chain shows every change of an entry inside it; that the end was cut off is seen only against a
+hash kept elsewhere, which `promedical review verify-log --head` prints and takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from promedical.review.database import lock_audit_log
+from promedical.review.tables import AuditEvent, now
+
+__all__ = ["AuditLogError", "LogState", "digest_of", "record", "verify"]
+
+FIRST = "0" * 64
+
+
+class AuditLogError(ValueError):
+    """The audit log does not add up; the message names the entry."""
+
+
+@dataclass(frozen=True)
+class LogState:
+    """A log that adds up.
+
+    Args:
+        entries: how many there are.
+        head: hash of the last, or 64 zeros.
+    """
+
+    entries: int
+    head: str
+
+
+def digest_of(document: Any, salt: str = "") -> str:
+    """SHA-256 of a JSON document and a salt, in hexadecimal."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"{salt}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def record(
+    session: Session, actor_id: str, action: str, subject: str, *, digest: str = ""
+) -> AuditEvent:
+    """Add an entry in this session's transaction; call it last, other writers wait from here on.
+
+    Args:
+        session: of `Database.write()`.
+        actor_id: a reviewer's id, or "system" for the command line, or "-" for nobody known.
+        action: a verb with a dot, such as "assignment.save".
+        subject: ids, such as "assignment:Xy…"; never content.
+        digest: of what was written, by `digest_of` with the item's salt.
+    """
+    lock_audit_log(session)
+    last = session.execute(
+        select(AuditEvent.seq, AuditEvent.hash).order_by(AuditEvent.seq.desc()).limit(1)
+    ).first()
+    seq, previous = (1, FIRST) if last is None else (last.seq + 1, last.hash)
+    at = now()
+    entry = AuditEvent(
+        seq=seq,
+        at=at,
+        actor_id=actor_id,
+        action=action,
+        subject=subject,
+        digest=digest,
+        previous_hash=previous,
+    )
+    entry.hash = _hash(_sealed(entry))
+    session.add(entry)
+    session.flush()
+    return entry
+
+
+def verify(session: Session, *, head: str | None = None) -> LogState:
+    """Recompute the whole chain.
+
+    Args:
+        session: any.
+        head: a hash that was the log's last once and has to be in it still, or None.
+
+    Raises:
+        AuditLogError: an entry that was changed, is missing or out of place, or `head` is gone.
+    """
+    previous, count, seen = FIRST, 0, head in (None, FIRST)
+    for entry in session.scalars(
+        select(AuditEvent).order_by(AuditEvent.seq).execution_options(yield_per=1000)
+    ):
+        count += 1
+        if entry.seq != count:
+            raise AuditLogError(f"audit log: entry {count} is missing, found {entry.seq} there")
+        if entry.previous_hash != previous:
+            raise AuditLogError(f"audit log: entry {count} does not follow the one before it")
+        if entry.hash != _hash(_sealed(entry)):
+            raise AuditLogError(f"audit log: entry {count} was changed after it was written")
+        previous = entry.hash
+        seen = seen or previous == head
+    if not seen:
+        raise AuditLogError(
+            f"audit log: the hash {head} is not in it; entries at its end were removed, or it is "
+            "another log"
+        )
+    return LogState(count, previous)
+
+
+def _sealed(entry: AuditEvent) -> Mapping[str, Any]:
+    return {
+        "seq": entry.seq,
+        "at": entry.at.isoformat(timespec="microseconds"),
+        "actor": entry.actor_id,
+        "action": entry.action,
+        "subject": entry.subject,
+        "digest": entry.digest,
+        "previous": entry.previous_hash,
+    }
+
+
+def _hash(sealed: Mapping[str, Any]) -> str:
+    text = json.dumps(sealed, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
