@@ -213,7 +213,7 @@
   Review.OnlineStore = OnlineStore;
 
   const messagesOf = (data, status) => {
-    const found = data.problems ?? data.error ?? data.detail ?? `HTTP ${status}`;
+    const found = data.problems ?? data.detail ?? data.error ?? `HTTP ${status}`;
     return (Array.isArray(found) ? found : [found]).map((entry) =>
       typeof entry === "string" ? entry : entry.say || entry.msg || JSON.stringify(entry),
     );
