@@ -57,8 +57,7 @@ class Database:
     def read(self) -> Iterator[Session]:
         """A session that sees one state of the database and changes nothing."""
         with Session(self.engine, expire_on_commit=False) as session:
-            yield session
-            session.rollback()
+            yield session  # closing it ends the transaction, with nothing kept
 
     @contextmanager
     def write(self) -> Iterator[Session]:

@@ -2,8 +2,8 @@
 
 Sections 3.6 and 6 of the method. Answers are JSON documents that the pages write whole
 (`promedical.review.saves`); `change` and `audit_event` only grow. What a reviewer may never
-receive (which model wrote a response, what a judge said) is in `item_secret`, a table of its own, so
-that no page for reviewers reads it by accident. Left to others: the connection (`database`), the
+receive (which model wrote a response, what a judge said) is in `item_secret`, a table of its own,
+so that no page for reviewers reads it by accident. Left to others: the connection (`database`), the
 form of contents and answers (`rounds`, `adjudication`), migrations (`migrations/`).
 """
 
@@ -139,13 +139,17 @@ class Reviewer(Base):
 
 
 class Invitation(Base):
-    """A link that makes one account, once, for some days; only the link's hash is kept."""
+    """A link that makes one account, once, for some days; only the link's hash is kept.
+
+    With `reviewer_id` it is for that account instead, whose password it sets anew.
+    """
 
     __tablename__ = "invitation"
     __table_args__ = (_one_of("role", ROLES),)
 
     token_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
     role: Mapped[str] = mapped_column(String(20))
+    reviewer_id: Mapped[str | None] = mapped_column(ForeignKey("reviewer.id"))
     created_by: Mapped[str | None] = mapped_column(ForeignKey("reviewer.id"))
     created: Mapped[dt.datetime] = mapped_column(UtcTime, default=now)
     expires: Mapped[dt.datetime] = mapped_column(UtcTime)
