@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
+import sys
+from pathlib import Path
 
+import krippendorff
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,14 +20,24 @@ from promedical.bench.agreement import (
     agreement,
     cohen_kappa,
     fleiss_kappa,
+    gwet_ac1,
     human_ceiling,
+    krippendorff_alpha,
+    pair_agreement,
     votes,
 )
 from promedical.bench.intervals import Bootstrap
 from promedical.bench.metrics import BenchError
+from promedical.demo.kqa import load_kqa
 from promedical.records import GradedInstruction, Message, Response
 from promedical.rubric import Criterion, Rubric, Tier
 
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+
+from make_irrcac_golden import cases as irrcac_cases
+from make_irrcac_golden import values as irrcac_values
+
+IRRCAC = json.loads((Path(__file__).parent / "data" / "irrcac.json").read_text("utf-8"))
 E, N, C = "Entailment", "Neutral", "Contradiction"
 
 # Ten subjects in five categories by fourteen raters: the worked example of the Fleiss κ literature
@@ -169,3 +184,142 @@ def test_votes_that_cannot_be_used_are_named() -> None:
     cast = votes([voted((E, N, C))])
     with pytest.raises(BenchError, match="expected binary votes"):
         human_ceiling(cast, {}, Bootstrap(1))
+
+
+# --- α, AC1, weighted κ; missing votes ------------------------------------------------------------
+
+
+def on_all(statistic) -> float:
+    """Its value with every instruction drawn once."""
+    return float(statistic.values(np.ones((1, 3)))[0])
+
+
+def ours(labels: np.ndarray, k: int) -> dict[str, float]:
+    where = np.arange(len(labels)) % 3
+    given = (labels, k, where, 3)
+    return {
+        "fleiss": on_all(fleiss_kappa(*given)),
+        "gwet": on_all(gwet_ac1(*given)),
+        "krippendorff": on_all(krippendorff_alpha(*given)),
+        "fleiss_linear": on_all(fleiss_kappa(*given, weights="linear")),
+        "fleiss_quadratic": on_all(fleiss_kappa(*given, weights="quadratic")),
+    }
+
+
+@pytest.mark.parametrize("name", list(irrcac_cases()))
+def test_values_of_irrcac_that_are_kept(name) -> None:
+    labels, k = irrcac_cases()[name]
+    assert ours(labels, k) == pytest.approx(IRRCAC["values"][name], abs=1e-9)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("irrCAC") is None, reason="irrCAC is not installed: pip --no-deps"
+)
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10_000))
+def test_irrcac_itself_on_votes_with_gaps(seed) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.where(rng.random((20, 4)) < 0.3, -1, rng.integers(0, 3, (20, 4)))
+    labels = labels[((labels >= 0).sum(axis=1) >= 1)]
+    assert ours(labels, 3) == pytest.approx(irrcac_values(labels, 3), abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.4]), st.sampled_from(["nominal", "ordinal"]))
+def test_alpha_equals_krippendorff_on_every_resample(seed, missing, level) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.where(rng.random((15, 4)) < missing, -1, rng.integers(0, 4, (15, 4)))
+    labels[0] = [0, 1, 2, 3]
+    where = np.arange(15) % 5
+    bootstrap = Bootstrap(5, resamples=3)
+    got = krippendorff_alpha(labels, 4, where, 5, level=level).values(bootstrap.counts)
+    for value, counts in zip(got, bootstrap.counts, strict=True):
+        drawn = labels[np.repeat(np.arange(15), counts[where].astype(int))]
+        if len(np.unique(drawn[(drawn >= 0).sum(axis=1) >= 2])) < 2 or not (drawn >= 0).any():
+            continue
+        oracle = krippendorff.alpha(
+            reliability_data=np.where(drawn < 0, np.nan, drawn.astype(float)).T,
+            value_domain=[0, 1, 2, 3],
+            level_of_measurement=level,
+        )
+        assert value == pytest.approx(oracle, abs=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(columns, st.sampled_from(["linear", "quadratic"]))
+def test_weighted_kappa_equals_scikit_learn(labels, weights) -> None:
+    where = np.arange(12) % 3
+    value = on_all(cohen_kappa(labels[:, 0], labels[:, 1], 3, where, 3, weights=weights))
+    oracle = cohen_kappa_score(labels[:, 0], labels[:, 1], labels=[0, 1, 2], weights=weights)
+    assert value == pytest.approx(oracle, nan_ok=True)
+
+
+@settings(max_examples=20, deadline=None)
+@given(columns)
+def test_two_labels_make_every_weight_and_level_one_figure(labels) -> None:
+    two = (labels > 0).astype(np.int64)
+    found = ours(two, 2)
+    assert found["fleiss_linear"] == pytest.approx(found["fleiss"], nan_ok=True)
+    assert found["fleiss_quadratic"] == pytest.approx(found["fleiss"], nan_ok=True)
+    where = np.arange(12) % 3
+    ordinal = on_all(krippendorff_alpha(two, 2, where, 3, level="ordinal"))
+    assert ordinal == pytest.approx(found["krippendorff"], nan_ok=True)
+
+
+@settings(max_examples=20, deadline=None)
+@given(columns)
+def test_a_column_without_votes_changes_nothing(labels) -> None:
+    wider = np.column_stack([labels, np.full(len(labels), -1)])
+    assert ours(wider, 3) == pytest.approx(ours(labels, 3), nan_ok=True)
+    where = np.arange(12) % 3
+    raw = on_all(pair_agreement(wider, 3, where, 3))
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    assert raw == pytest.approx(np.mean([labels[:, a] == labels[:, b] for a, b in pairs]))
+
+
+def test_items_without_two_votes_say_so() -> None:
+    lonely = np.array([[0, -1], [-1, 1]])
+    where = np.zeros(2, dtype=np.int64)
+    bootstrap = Bootstrap(1, resamples=5)
+    for statistic in (
+        fleiss_kappa(lonely, 2, where, 1),
+        gwet_ac1(lonely, 2, where, 1),
+        krippendorff_alpha(lonely, 2, where, 1),
+    ):
+        figure = bootstrap.figure(statistic)
+        assert (figure.value, figure.reason) == (None, "no item with two votes")
+    assert bootstrap.figure(pair_agreement(lonely, 2, where, 1)).reason == "no items"
+    empty = np.zeros((0, 2), dtype=np.int64)
+    none = np.zeros(0, dtype=np.int64)
+    assert bootstrap.figure(krippendorff_alpha(empty, 2, none, 1)).value is None
+    assert bootstrap.figure(cohen_kappa(none, none, 2, none, 1)).reason == "no item with two votes"
+
+
+def test_only_known_weights_and_levels() -> None:
+    with pytest.raises(BenchError, match="expected None, 'linear' or 'quadratic'"):
+        cohen_kappa(np.zeros(1, int), np.zeros(1, int), 2, np.zeros(1, int), 1, weights="cubic")
+    with pytest.raises(BenchError, match="expected 'nominal' or 'ordinal'"):
+        krippendorff_alpha(np.zeros((1, 2), int), 2, np.zeros(1, int), 1, level="interval")
+
+
+def test_the_first_votes_can_be_read_where_some_items_have_a_third() -> None:
+    rows = [voted((E, E), (E, N, N))]
+    with pytest.raises(BenchError, match="found 3 votes, expected 2"):
+        votes(rows)
+    cast = votes(rows, first=2)
+    assert cast.labels.tolist() == [[0, 0], [0, 1]]
+    with pytest.raises(BenchError, match="found 2 votes, expected 3"):
+        votes(rows, first=3)
+
+
+def test_all_of_kqas_votes_against_the_peers() -> None:
+    cast = votes(load_kqa().physicians)
+    assert cast.labels.shape == (399, 3)
+    alpha = krippendorff.alpha(cast.labels.T, level_of_measurement="nominal")
+    where, n = cast.instruction, cast.n_instructions
+    bootstrap = Bootstrap(n, resamples=200)
+    figure = bootstrap.figure(krippendorff_alpha(cast.labels, 3, where, n))
+    assert figure.value == pytest.approx(alpha)
+    assert figure.low < figure.value < figure.high
+    first = bootstrap.figure(cohen_kappa(cast.labels[:, 0], cast.labels[:, 1], 3, where, n))
+    assert first.value == pytest.approx(cohen_kappa_score(cast.labels[:, 0], cast.labels[:, 1]))
