@@ -2,15 +2,15 @@
 
 TRL (1.16) hands over the prompts and completions of a step. Every dataset row carries only an
 `instruction_id`; conversation and rubric are looked up by it, all answers to one instruction are
-graded together (one packed tree), and their verdicts become rewards through `promedical.rubric`,
-the same code that scores the bench. A grading that fails gives None, which TRL leaves out of the
-group, never 0, and is counted.
+graded together (one packed tree), and their verdicts become rewards in an `Oracle`
+(`promedical.policy.specification`), which the other engines ask too. A grading that fails gives
+None, which TRL leaves out of the group, never 0, and is counted.
 
 What is logged are ids, verdicts and numbers: conversations may be patients', so no text reaches
 TRL's logs from here, and the warning in which TRL prints a whole row is rewritten.
 
-Left to others: grading itself (`promedical.reward_model.grade`) and training
-(`promedical.policy.grpo`).
+Left to others: grading itself (`promedical.reward_model.grade`), other engines (`verl_reward`,
+`openrlhf_reward`) and training (`promedical.policy.grpo`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,21 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from promedical.records import GradedInstruction, Message
-from promedical.rubric import RewardSpec, Rubric, RubricError, Scores, Verdict, reward
+from promedical.policy.specification import (
+    Grade,
+    Grader,
+    Oracle,
+    Outcome,
+    RewardSpecification,
+    Rubrics,
+    open_oracle,
+    rubrics_of,
+    violations,
+)
+from promedical.records import GradedInstruction
+from promedical.rubric import RewardSpec, Verdict
 
 __all__ = [
     "Grade",
@@ -46,32 +57,6 @@ _ROW_WARNING = "All reward functions returned None"
 
 class GradingError(RuntimeError):
     """Grading failed for so many groups in a row that training on would learn nothing."""
-
-
-class Grade(Protocol):
-    """What a grader says about one answer."""
-
-    @property
-    def verdicts(self) -> Mapping[str, Verdict]:
-        """Criterion id → verdict, one for every criterion of the rubric."""
-
-    @property
-    def scores(self) -> Scores:
-        """The same verdicts added up."""
-
-
-class Grader(Protocol):
-    """Judges every criterion of a rubric on every answer to one conversation."""
-
-    def grade(
-        self,
-        messages: Sequence[Message],
-        responses: Sequence[str],
-        rubric: Rubric,
-        *,
-        operating_point: Literal["audit", "reward"] = "audit",
-    ) -> Sequence[Grade]:
-        """One grade an answer, in order."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +95,6 @@ class RewardStep:
 Observer = Callable[
     [RewardStep, Sequence[str], Sequence[str], Sequence[Grade | None]], Mapping[str, float] | None
 ]
-
-
-def violations(scores: Scores) -> int:
-    """Violations as the reward counts them: an abstained veto counts as violated."""
-    return scores.s3 + scores.unresolved.veto
 
 
 def veto_variance_share(
@@ -156,6 +136,7 @@ class RubricReward:
         spec: α, β, λ of the reward.
         operating_point: which calibration the grader uses; "reward" is meant for training.
         max_failed_groups: after this many groups in a row that could not be graded, stop.
+        soft_s1: whether S1 adds up calibrated probabilities, see `specification.scores_of`.
 
     Raises:
         RubricError: a rubric without proficiency tier, which has no reward.
@@ -173,44 +154,82 @@ class RubricReward:
     def __init__(
         self,
         grader: Grader,
-        rubrics: Mapping[str, tuple[Sequence[Message], Rubric]],
+        rubrics: Rubrics,
         spec: RewardSpec | None = None,
         *,
         operating_point: Literal["audit", "reward"] = "reward",
         max_failed_groups: int = 8,
+        soft_s1: bool = False,
     ) -> None:
-        for instruction_id, (_, rubric) in rubrics.items():
-            if rubric.safety_only:
-                raise RubricError(
-                    f"instruction {instruction_id!r}: a safety_only rubric has no S1 and so no "
-                    "reward; leave it out of policy training"
-                )
-        self.grader = grader
-        self.rubrics = dict(rubrics)
-        self.spec = RewardSpec() if spec is None else spec
-        self.operating_point = operating_point
+        specification = RewardSpecification(
+            operating_point=operating_point,
+            reward=RewardSpec() if spec is None else spec,
+            soft_s1=soft_s1,
+        )
+        self.oracle = Oracle(grader, rubrics, specification)
         self.max_failed_groups = max_failed_groups
         self.history: list[RewardStep] = []
         self.observers: list[Observer] = []
         self._failed_in_a_row = 0
-        self._last_error: Exception | None = None
         keep_rows_out_of_logs()
 
     @classmethod
     def from_rows(
-        cls, grader: Grader, rows: Iterable[GradedInstruction], spec: RewardSpec | None = None
+        cls,
+        grader: Grader,
+        rows: Iterable[GradedInstruction],
+        spec: RewardSpec | None = None,
+        **settings: Any,
     ) -> RubricReward:
         """The reward over the rubrics of some rows.
 
         Raises:
             RubricError: a row without rubric.
         """
-        rubrics: dict[str, tuple[Sequence[Message], Rubric]] = {}
-        for row in rows:
-            if row.rubric is None:
-                raise RubricError(f"instruction {row.id!r}: rubric: found none, expected one")
-            rubrics[row.id] = (row.messages, row.rubric)
-        return cls(grader, rubrics, spec)
+        return cls(grader, rubrics_of(list(rows)), spec, **settings)
+
+    @classmethod
+    def from_specification(
+        cls, specification: RewardSpecification, *, max_failed_groups: int = 8
+    ) -> RubricReward:
+        """The reward that a specification describes, with TRL's None for every failure.
+
+        Raises:
+            ValueError: rubrics or grader cannot be used (see `specification.open_oracle`).
+        """
+        oracle = open_oracle(specification)
+        return cls(
+            oracle.grader,
+            oracle.rubrics,
+            specification.reward,
+            operating_point=specification.operating_point,
+            max_failed_groups=max_failed_groups,
+            soft_s1=specification.soft_s1,
+        )
+
+    @property
+    def grader(self) -> Grader:
+        """Who judges; another may take its place, such as one that has begun already."""
+        return self.oracle.grader
+
+    @grader.setter
+    def grader(self, grader: Grader) -> None:
+        self.oracle.grader = grader
+
+    @property
+    def rubrics(self) -> Rubrics:
+        """Instruction id → (conversation, rubric)."""
+        return self.oracle.rubrics
+
+    @property
+    def operating_point(self) -> Literal["audit", "reward"]:
+        """Which calibration the grader uses."""
+        return self.oracle.specification.operating_point
+
+    @property
+    def spec(self) -> RewardSpec:
+        """α, β, λ."""
+        return self.oracle.specification.reward
 
     def __call__(
         self,
@@ -246,16 +265,15 @@ class RubricReward:
                 raise ValueError(f"instruction_id: found {key!r}, which has no rubric")
             groups.setdefault(key, []).append(index)
 
-        grades: list[Grade | None] = [None] * len(texts)
-        rewards: list[float | None] = [None] * len(texts)
+        outcomes: list[Outcome] = [Outcome(None, None)] * len(texts)
         for key, members in groups.items():
-            graded = self._grade(key, [texts[i] for i in members])
-            for index, grade in zip(members, graded, strict=True):
-                grades[index] = grade
-                rewards[index] = None if grade is None else reward(grade.scores, self.spec)
-            self._stop_if_hopeless(key, all(rewards[i] is None for i in members))
+            graded = self.oracle.grade(key, [texts[i] for i in members])
+            for index, outcome in zip(members, graded, strict=True):
+                outcomes[index] = outcome
+            self._stop_if_hopeless(key, graded)
 
-        step = self._summary(groups, grades, rewards, 1 + getattr(trainer_state, "global_step", 0))
+        grades = [outcome.grade for outcome in outcomes]
+        step = self._summary(groups, outcomes, 1 + getattr(trainer_state, "global_step", 0))
         self.history.append(step)
         for observer in self.observers:
             told = observer(step, list(instruction_id), texts, grades)
@@ -271,64 +289,34 @@ class RubricReward:
                 if value is not None:
                     log_metric(name, float(value))
             log_metric("grading_failed", float(step.failed))
-        return rewards
+        return [outcome.reward for outcome in outcomes]
 
-    def _grade(self, key: str, texts: list[str]) -> Sequence[Grade | None]:
-        """Grades of one group, all None if the grader fails.
-
-        The grader is someone's model or server: whatever it raises must not end a long run, so
-        every exception counts as a failed grading.
-        """
-        messages, rubric = self.rubrics[key]
-        try:
-            graded = self.grader.grade(
-                messages, texts, rubric, operating_point=self.operating_point
-            )
-            if len(graded) != len(texts):
-                raise ValueError(f"found {len(graded)} grades for {len(texts)} answers")
-        except Exception as error:
-            # Its message may quote the text, so only the kind of error is logged.
-            logger.warning(
-                "instruction %s: grading %d answers failed: %s",
-                key,
-                len(texts),
-                type(error).__name__,
-            )
-            self._last_error = error
-            return [None] * len(texts)
-        return graded
-
-    def _stop_if_hopeless(self, key: str, failed: bool) -> None:
-        if not failed:
-            self._failed_in_a_row, self._last_error = 0, None
+    def _stop_if_hopeless(self, key: str, outcomes: Sequence[Outcome]) -> None:
+        if not all(outcome.failed for outcome in outcomes):
+            self._failed_in_a_row = 0
             return
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= self.max_failed_groups:
-            kind = "verdict error" if self._last_error is None else type(self._last_error).__name__
             raise GradingError(
                 f"grading failed for {self._failed_in_a_row} groups in a row, last for "
-                f"instruction {key!r}: {kind}"
-            ) from self._last_error
+                f"instruction {key!r}: {outcomes[-1].failure}"
+            ) from outcomes[-1].cause
 
     def _summary(
-        self,
-        groups: Mapping[str, list[int]],
-        grades: Sequence[Grade | None],
-        rewards: Sequence[float | None],
-        step: int,
+        self, groups: Mapping[str, list[int]], outcomes: Sequence[Outcome], step: int
     ) -> RewardStep:
         scored = [
-            (value, grade.scores)
-            for value, grade in zip(rewards, grades, strict=True)
-            if value is not None and grade is not None
+            (outcome.reward, outcome.scores)
+            for outcome in outcomes
+            if outcome.reward is not None and outcome.scores is not None
         ]
-        verdicts = [v for grade in grades if grade is not None for v in grade.verdicts.values()]
+        verdicts = [v for o in outcomes if o.grade is not None for v in o.grade.verdicts.values()]
         shares = []
         for members in groups.values():
             pairs = [
-                (value, violations(grade.scores))
-                for value, grade in ((rewards[i], grades[i]) for i in members)
-                if value is not None and grade is not None
+                (outcome.reward, violations(outcome.scores))
+                for outcome in (outcomes[i] for i in members)
+                if outcome.reward is not None and outcome.scores is not None
             ]
             shares.append(
                 veto_variance_share([r for r, _ in pairs], [v for _, v in pairs], self.spec.lam)
@@ -336,9 +324,9 @@ class RubricReward:
         known = [share for share in shares if share is not None]
         return RewardStep(
             step=step,
-            answers=len(grades),
+            answers=len(outcomes),
             groups=len(groups),
-            failed=len(grades) - len(scored),
+            failed=len(outcomes) - len(scored),
             reward=_mean([value for value, _ in scored]),
             s1=_mean([s.s1 for _, s in scored if s.s1 is not None]),
             s2=_mean([s.s2 for _, s in scored]),
