@@ -193,7 +193,7 @@ class Round(Base):
     name: Mapped[str] = mapped_column(String(200))
     state: Mapped[str] = mapped_column(String(20), default="open")
     settings: Mapped[dict[str, Any]] = mapped_column(Document, default=dict)
-    seed: Mapped[int] = mapped_column(Integer, default=0)
+    seed: Mapped[int] = mapped_column(BigInteger, default=0)
     created: Mapped[dt.datetime] = mapped_column(UtcTime, default=now)
     created_by: Mapped[str | None] = mapped_column(ForeignKey("reviewer.id"))
 
