@@ -475,10 +475,16 @@ def _moved(
 
 def _longest_rising(ids: Sequence[str], place: Mapping[str, int]) -> set[str]:
     best: list[list[str]] = []
+    longest: list[str] = []
     for at, id in enumerate(ids):
-        before = [best[i] for i in range(at) if place[ids[i]] < place[id]]
-        best.append([*max(before, key=len, default=[]), id])
-    return set(max(best, key=len, default=[]))
+        run: list[str] = []
+        for i in range(at):
+            if place[ids[i]] < place[id] and len(best[i]) > len(run):
+                run = best[i]
+        best.append([*run, id])
+        if len(best[at]) > len(longest):
+            longest = best[at]
+    return set(longest)
 
 
 # ---- what is wrong ----
