@@ -30,6 +30,7 @@ from tiny_policy import save_tiny_policy
 from tiny_reward import random_rows, tiny_classifier
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
+PAIRWISE = "pairwise:m@http://127.0.0.1:9/v1"
 JUDGE = "judge:judge-model@http://127.0.0.1:9/v1"
 
 
@@ -513,3 +514,77 @@ def test_paired_comparison_tells_a_good_grader_from_chance(data: Path) -> None:
     other = next(c for k, c in found.items() if {*k[:2]} == {"gold", "chance"} and k[2] == within)
     assert abs(other["difference"]["value"]) > 0.2
     assert board.tables[0].rows[0].label in ("gold", "twin")
+
+
+# --- beside the figures ---------------------------------------------------------------------------
+
+
+def test_how_sure_a_grader_is(data: Path) -> None:
+    (result,) = run_bench(recipe(data, grader=("null:length",)))
+    details = result["details"]
+    thresholds = result["system"]["verdicts"]["thresholds"]
+    curve = details["abstention"]["proficiency"]
+    assert [point["coverage"] for point in curve["risk"]] == [0.25, 0.5, 0.75, 1.0]
+    # With everything decided the risk is what pointwise accuracy leaves.
+    accuracy = result["measures"]["accuracy.proficiency"]["figure"]["value"]
+    assert curve["risk"][-1]["value"] == pytest.approx(1 - accuracy)
+    assert thresholds["proficiency"]["value"] is not None
+    recalls = [details["recall_at_precision"][p]["value"] for p in ("0.5", "0.8", "0.9")]
+    assert recalls == sorted(recalls, reverse=True)
+    assert "ceiling" not in details  # nobody voted on these rows
+    page = leaderboard.write_leaderboard(data / "out", data / "page", permutations=20)[0]
+    assert "Deciding only where it is sure" in page.read_text()
+
+
+def test_what_a_training_set_shares_is_reported(data: Path) -> None:
+    own = data / "rows"
+    (result,) = run_bench(recipe(data, grader=("null:length",), training=own, out=data / "a"))
+    found = result["details"]["contamination"]
+    assert found["figures"]["any"]["value"] == 1.0
+    assert found["training"]["rows"] == result["data"]["instructions"]
+    page = leaderboard.write_leaderboard(data / "a", data / "page", permutations=20)[0]
+    assert "Shared with the training set" in page.read_text()
+
+
+def test_physicians_stand_beside_a_grader_on_their_labels(tmp_path: Path) -> None:
+    settings = {"suite": "kqa-physicians", "resamples": 20, "limit": 10, "out": tmp_path / "out"}
+    (result,) = run_bench(BenchRecipe(grader=("null:word_overlap",), **settings))
+    whole = result["details"]["ceiling"]["all"]
+    assert 0.5 < whole["physician"]["balanced_accuracy"]["value"] <= 1
+    assert whole["graders"]["system"]["balanced_accuracy"]["value"] is not None
+    page = leaderboard.write_leaderboard(tmp_path / "out", tmp_path, permutations=20)[0]
+    assert "How far physicians get" in page.read_text()
+
+
+def test_the_counterfactual_suite_says_what_the_report_says(tmp_path: Path) -> None:
+    settings = {"suite": "counterfactual", "resamples": 20, "limit": 6, "out": tmp_path}
+    (result,) = run_bench(BenchRecipe(grader=("null:length",), **settings))
+    table = result["details"]["counterfactual"]
+    for name in ("left_out", "removed", "changed", "violation", "claimed_credential"):
+        kept = result["measures"][name]["figure"]
+        assert kept["value"] == table["follows"][name]["criterion"]["value"]
+        assert kept["n"] == table["follows"][name]["criterion"]["n"] > 0
+    # A longer answer is all that it sees.
+    assert result["measures"]["removed"]["figure"]["value"] == 1.0
+    assert table["surface"]["longer"]["criterion"]["value"] == 1.0
+
+
+def test_a_pairwise_grader_is_asked_about_the_pairs_of_the_suite_only(tmp_path: Path) -> None:
+    asker = FakeAsker(lambda call: json.dumps({"better": "A"}))
+    settings = {"suite": "counterfactual", "resamples": 20, "limit": 2, "out": tmp_path}
+    (result,) = run_bench(BenchRecipe(grader=(PAIRWISE,), **settings), asker=asker)
+    n = sum(result["details"]["counterfactual"]["follows"][k]["whole"]["n"] for k in (
+        "left_out", "removed", "changed", "claimed_credential"))  # fmt: skip
+    assert n > 0
+    assert len(asker.asked) == 2 * result["judgments"]["preferences"]
+    # Always the first shown: in both orders together that is no preference.
+    assert result["measures"]["left_out"]["figure"]["value"] == 0.5
+
+
+def test_pairs_whose_comparison_failed_are_unscored(tmp_path: Path) -> None:
+    settings = {"suite": "counterfactual", "resamples": 20, "limit": 1, "out": tmp_path}
+    asker = FakeAsker(lambda call: Failure(call, "timeout", "no reply came"))
+    (result,) = run_bench(BenchRecipe(grader=(PAIRWISE,), **settings), asker=asker)
+    assert result["measures"]["removed"]["figure"]["value"] is None
+    assert result["measures"]["removed"]["unscored"] > 0
+    assert result["judgments"]["failed"] > 0

@@ -30,7 +30,15 @@ from promedical.bench.metrics import BenchError, LeafKey, ResponseKey, orientati
 from promedical.records import GradedInstruction, Response
 from promedical.rubric import Criterion, Preference, Rubric
 
-__all__ = ["Grader", "evaluate_counterfactual", "null_scores", "text_table"]
+__all__ = [
+    "Credit",
+    "Grader",
+    "credits",
+    "evaluate_counterfactual",
+    "groups",
+    "null_scores",
+    "text_table",
+]
 
 # Scores, or a pairwise grader's preference by pair id: FIRST = the pair's first is better.
 Grader = GraderScores | Mapping[str, Preference]
@@ -44,7 +52,7 @@ NO_CRITERIA = "the grader gives no score for a criterion"
 
 
 @dataclass(frozen=True)
-class _Credit:
+class Credit:
     """[pairs], 1 if the first is preferred, ½ equal, 0 the second, NaN unscored.
 
     Args:
@@ -82,7 +90,12 @@ def _on_criterion(pair: MinimalPair, rubric: Rubric, scores: Mapping[LeafKey, fl
     return sum(known) / len(known) if known else math.nan
 
 
-def _credit(bench: Counterfactual, name: str, grader: Grader) -> _Credit:
+def credits(bench: Counterfactual, name: str, grader: Grader) -> Credit:
+    """What a grader makes of every pair, in the order of `bench.pairs`.
+
+    Raises:
+        BenchError: no score for any pair, or preferences on unknown pairs.
+    """
     rubrics = {row.id: row.rubric for row in bench.rows}
     if not isinstance(grader, GraderScores):
         unknown = set(grader) - {pair.id for pair in bench.pairs}
@@ -93,7 +106,7 @@ def _credit(bench: Counterfactual, name: str, grader: Grader) -> _Credit:
             )
         whole = [_PREFERRED.get(grader.get(p.id, Preference.UNRESOLVED), math.nan)
                  for p in bench.pairs]  # fmt: skip
-        return _required(name, _Credit(None, np.array(whole)))
+        return _required(name, Credit(None, np.array(whole)))
     criterion = overall = None
     if grader.scores is not None:
         credits = []
@@ -110,10 +123,10 @@ def _credit(bench: Counterfactual, name: str, grader: Grader) -> _Credit:
                 for p in bench.pairs
             ]
         )
-    return _required(name, _Credit(criterion, overall))
+    return _required(name, Credit(criterion, overall))
 
 
-def _required(name: str, credit: _Credit) -> _Credit:
+def _required(name: str, credit: Credit) -> Credit:
     given = [c for c in (credit.criterion, credit.whole) if c is not None]
     if all(np.isnan(c).all() for c in given):
         raise BenchError(f"grader {name!r}: found no finite score for any pair")
@@ -127,7 +140,7 @@ def _is(kind: str, against: bool | None = None) -> Callable[[MinimalPair], bool]
     return lambda p: p.kind == kind and p.against is against
 
 
-def _groups() -> dict[str, dict[str, Callable[[MinimalPair], bool]]]:
+def groups() -> dict[str, dict[str, Callable[[MinimalPair], bool]]]:
     """Section → figure → which pairs it is over."""
     follows: dict[str, Callable[[MinimalPair], bool]] = {
         "left_out": _is("left_out"),
@@ -187,13 +200,13 @@ def evaluate_counterfactual(
     bootstrap = Bootstrap(len(bench.rows), resamples=resamples, seed=seed)
     masks = {
         section: {n: np.array([of(p) for p in bench.pairs]) for n, of in groups.items()}
-        for section, groups in _groups().items()
+        for section, groups in groups().items()
     }
     return {
         "settings": {"resamples": resamples, "seed": seed, "pairs_seed": bench.seed},
         "counts": dict(bench.counts),
         "graders": {
-            name: _table(_credit(bench, name, grader), masks, at, bootstrap)
+            name: _table(credits(bench, name, grader), masks, at, bootstrap)
             for name, grader in graders.items()
         },
     }
@@ -202,7 +215,7 @@ def evaluate_counterfactual(
 Masks = Mapping[str, Mapping[str, NDArray[np.bool_]]]
 
 
-def _table(credit: _Credit, masks: Masks, at: Ints, bootstrap: Bootstrap) -> dict[str, Any]:
+def _table(credit: Credit, masks: Masks, at: Ints, bootstrap: Bootstrap) -> dict[str, Any]:
     def statistic(values: Floats | None, reason: str, mask: NDArray[np.bool_]) -> Statistic:
         if values is None:
             return intervals.undefined("pairs", reason)

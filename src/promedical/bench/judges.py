@@ -118,28 +118,43 @@ class PairwiseGrader:
 
     by_itself = True
 
-    def __init__(self, spec: Spec, ask: str | None, asker: Asker) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        ask: str | None,
+        asker: Asker,
+        pairs: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    ) -> None:
+        """Args: pairs: row id → the answers to compare; every two of a row if None."""
         self.endpoint = endpoint_of(spec, temperature=0.0)
         self.ask = asked(ask or "question", ASKS[:2], spec)
         self.asker = asker
+        self.pairs = pairs
 
     def grade(self, rows: Sequence[GradedInstruction]) -> Iterator[RowGrades]:
         for start in range(0, len(rows), BLOCK):
             yield from self._block(rows[start : start + BLOCK])
 
+    def _pairs(self, row: GradedInstruction) -> list[tuple[str, str]]:
+        if self.pairs is not None:
+            return list(self.pairs.get(row.id, ()))
+        return list(itertools.combinations([r.id for r in row.responses], 2))
+
     def _block(self, rows: Sequence[GradedInstruction]) -> Iterator[RowGrades]:
         with_rubric = self.ask == "criteria"
         calls: dict[tuple[str, str, str], Call] = {}
         for row in rows:
-            for first, second in itertools.permutations(row.responses, 2):
-                call = compare_call(row, first, second, self.endpoint, with_rubric)
-                calls[row.id, first.id, second.id] = call
+            answer = {r.id: r for r in row.responses}
+            for a, b in self._pairs(row):
+                for x, y in ((a, b), (b, a)):
+                    call = compare_call(row, answer[x], answer[y], self.endpoint, with_rubric)
+                    calls[row.id, x, y] = call
         replies = self.asker.ask(list(calls.values()), title="compare")
         for row in rows:
             preferences: dict[tuple[str, str], float] = {}
             failed: dict[tuple[str, str], str] = {}
             orders: dict[tuple[str, str], tuple[str, str]] = {}
-            for a, b in itertools.combinations([r.id for r in row.responses], 2):
+            for a, b in self._pairs(row):
                 both = [replies[calls[row.id, x, y].id] for x, y in ((a, b), (b, a))]
                 said = [_said(reply) for reply in both]
                 if None in said:

@@ -19,6 +19,7 @@ from typing import Any
 
 from promedical.bench import comparisons
 from promedical.bench.intervals import Bootstrap
+from promedical.bench.leaderboard_details import detail_tables
 from promedical.bench.measures import Measure, paired
 from promedical.bench.metrics import BenchError
 from promedical.bench.run_tables import paper_tables
@@ -140,8 +141,7 @@ def _board(group: list[Result], several: bool, permutations: int, number: int) -
     rest = [n for n in names if n not in main]
     more = [
         *([_figures("Further figures", "", ordered, rest)] if rest else []),
-        *_pulls(ordered),
-        *_parts(ordered),
+        *detail_tables(ordered),
         _judged(ordered),
         _repeat(ordered),
     ]
@@ -320,89 +320,6 @@ def _published(group: Sequence[Result], names: Sequence[str]) -> list[Table]:
             rows,
         )
     ]
-
-
-# --- what else is known of each -------------------------------------------------------------------
-
-
-def _detail(result: Result, *path: str) -> Any:
-    found: Any = result.data["details"]
-    for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
-
-
-PULLS = (
-    ("AUROC: proficiency", ("auroc", "proficiency"), decimal),
-    ("AUROC: safety", ("auroc", "veto"), decimal),
-    ("Length: ρ of score and words", ("length", "spearman"), decimal),
-    ("Length: ρ of gold and words", ("length", "gold_spearman"), decimal),
-    ("Longer one preferred where gold ties", ("length", "longer_preferred_at_tie"), per_cent),
-    ("Order: same preference both ways", ("position", "consistency"), per_cent),
-    ("Order: first shown preferred", ("position", "first_preferred"), per_cent),
-)
-
-
-def _pulls(group: Sequence[Result]) -> list[Table]:
-    """What moves a grader besides the content, and its AUROC."""
-    shown = [p for p in PULLS if any((_detail(r, *p[1]) or {}).get("value") is not None
-                                     for r in group)]  # fmt: skip
-    if not shown:
-        return []
-    rows = [
-        Row(r.name, tuple(figure_cell(_detail(r, *path), form) for _, path, form in shown))
-        for r in group
-    ]
-    return [
-        make_table(
-            "AUROC, length and order",
-            "AUROC rewards knowing which criteria are usually met: read it beside the row of "
-            "criterion_alone only. A grader that follows length has a ρ far from the gold’s; 50 is "
-            "no bias for the last columns but “same preference”.",
-            "System",
-            [Column(label) for label, _, _ in shown],
-            rows,
-        )
-    ]
-
-
-def _parts(group: Sequence[Result]) -> list[Table]:
-    """Accuracy by category, specialty, axis, kind; a part with too little has no figure."""
-    tables = []
-    groupings = dict.fromkeys(g for r in group for g in (_detail(r, "slices") or {}))
-    for grouping in groupings:
-        names = dict.fromkeys(
-            n for r in group for n in (_detail(r, "slices", grouping, "groups") or {})
-        )
-        metric = "within_criterion" if grouping in ("axis", "kind") else "accuracy"
-        rows = [
-            Row(
-                part.replace("_", " "),
-                tuple(
-                    figure_cell(
-                        _detail(r, "slices", grouping, "groups", part, "graders", "system", metric)
-                    )
-                    for r in group
-                ),
-            )
-            for part in names
-        ]
-        least = next(
-            found for r in group if (found := _detail(r, "slices", grouping, "least")) is not None
-        )
-        what = "Within-criterion accuracy" if metric == "within_criterion" else "Pointwise accuracy"
-        tables.append(
-            make_table(
-                f"By {grouping}",
-                f"{what}, per cent. A part with fewer than {least['items']} items of "
-                f"{least['instructions']} instructions has no figure; differences between parts "
-                "are not tested.",
-                grouping.capitalize(),
-                [Column(r.name) for r in group],
-                rows,
-            )
-        )
-    return tables
 
 
 # --- counts and provenance ------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from promedical.bench import intervals
+from promedical.bench.contamination import check_contamination
 from promedical.bench.graded import RowGrades, counts_of
 from promedical.bench.graders import CheckpointGrader, Grader, HubGrader, NullGrader
 from promedical.bench.intervals import Bootstrap
@@ -34,11 +35,12 @@ from promedical.bench.metrics import BenchError
 from promedical.bench.policies import Policy, policy_of
 from promedical.bench.specs import GRADERS, POLICIES, Spec, parse_spec
 from promedical.bench.suites import Suite, suite_named
+from promedical.bench.suites.certainty import certainty_details
 from promedical.bench.suites.suite import Bench, Verdicts
 from promedical.bench.verdicts import decided
 from promedical.llm.calls import Asker
 from promedical.provenance import provenance
-from promedical.records import GradedInstruction, Response, fingerprint
+from promedical.records import GradedInstruction, Response, fingerprint, read_dataset, read_jsonl
 
 __all__ = ["BenchRecipe", "run_bench"]
 
@@ -63,6 +65,8 @@ class BenchRecipe:
         resamples: of the bootstrap.
         seed: of the bootstrap.
         budget_usd: what language models may cost in this run; 0 for no limit.
+        training: a training set (dataset folder or JSON lines); what the suite's texts share with
+            it is reported beside the figures.
     """
 
     suite: str = "kqa"
@@ -76,6 +80,7 @@ class BenchRecipe:
     resamples: int = intervals.RESAMPLES
     seed: int = 0
     budget_usd: float = 0.0
+    training: Path | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("limit", 0), ("resamples", 1), ("budget_usd", 0)):
@@ -112,13 +117,25 @@ def run_bench(
     _check(suite, graders, policies)
     bench = suite.read(recipe.rows, recipe.calibration).first(recipe.limit)
     recipe.out.mkdir(parents=True, exist_ok=True)
-    run = _Run(recipe, suite, bench, asker, progress, command)
+    run = _Run(recipe, suite, bench, asker, progress, command, _contamination(recipe, bench))
     try:
         if policies:
             return [run.policy(p, graders[0] if graders else None) for p in policies]
         return [run.grader(g) for g in graders]
     finally:
         run.close()
+
+
+def _contamination(recipe: BenchRecipe, bench: Bench) -> dict[str, Any] | None:
+    """What the suite shares with the training set, if one was given: counts, shares, ids."""
+    if recipe.training is None:
+        return None
+    path = recipe.training
+    rows = read_dataset(path) if path.is_dir() else read_jsonl(path)
+    found = check_contamination(
+        bench.rows, rows, resamples=recipe.resamples, seed=recipe.seed
+    ).to_json()
+    return found | {"training": {**found["training"], "fingerprint": fingerprint(rows)}}
 
 
 def _check(suite: Suite, graders: Sequence[Spec], policies: Sequence[Spec]) -> None:
@@ -152,6 +169,7 @@ class _Run:
     given: Asker | None
     progress: Progress | None
     command: Sequence[str] | None
+    contamination: Mapping[str, Any] | None = None
     own: Any = None
     fitted: dict[Any, Any] = field(default_factory=dict)
 
@@ -181,7 +199,7 @@ class _Run:
         if spec.kind == "null":
             return NullGrader(spec, ask, self.bench, self.fitted)
         if spec.kind == "pairwise":
-            return PairwiseGrader(spec, ask, self.asker())
+            return PairwiseGrader(spec, ask, self.asker(), self.bench.pairs)
         return JudgeGrader(spec, ask, self.suite.rating, self.asker())
 
     def grader(self, spec: Spec) -> dict[str, Any]:
@@ -305,6 +323,12 @@ class _Run:
             bench.about.get(row.id, {}).get("unit", row.id) for row in bench.rows
         ))  # fmt: skip
         bootstrap = Bootstrap(len(units), resamples=self.recipe.resamples, seed=self.recipe.seed)
+        more = {} if details is None else dict(details(bench, graded, verdicts, bootstrap))
+        if not policy and len(units) == len(bench.rows):
+            cuts = about["verdicts"].get("thresholds", {})
+            more |= certainty_details(bench, graded, verdicts, cuts, bootstrap)
+        if self.contamination is not None:
+            more["contamination"] = self.contamination
         result = {
             "format": FORMAT,
             "suite": {"name": self.suite.name, "title": self.suite.title},
@@ -329,7 +353,7 @@ class _Run:
                 for name, m in measures.items()
             },
             "judgments": counts_of(graded.values()),
-            "details": {} if details is None else details(bench, graded, verdicts, bootstrap),
+            "details": more,
             "notes": list(bench.notes),
             "published": [asdict(p) for p in self.suite.published],
             "settings": {"resamples": self.recipe.resamples, "seed": self.recipe.seed},

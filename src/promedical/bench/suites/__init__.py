@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from promedical.bench.metrics import BenchError
 from promedical.bench.suites import (
     choice,
+    counterfactual,
     healthbench,
     healthbench_meta,
     kqa,
@@ -25,6 +26,7 @@ SUITES: Mapping[str, Suite] = {
     for suite in (
         kqa.SUITE,
         kqa.PHYSICIANS,
+        counterfactual.SUITE,
         promedical.SUITE,
         *healthbench.SUITES,
         healthbench_meta.SUITE,

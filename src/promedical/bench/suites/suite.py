@@ -58,6 +58,7 @@ class Bench:
         about: row id → what of the published row has no place in it.
         rejected: reason → published rows that could not be used.
         notes: what has to be known to read the figures.
+        pairs: row id → the pairs of answers that are compared; every two of a row if None.
     """
 
     rows: tuple[GradedInstruction, ...]
@@ -66,6 +67,7 @@ class Bench:
     about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    pairs: Mapping[str, Sequence[tuple[str, str]]] | None = None
 
     def first(self, limit: int) -> Bench:
         """Only the first so many rows; 0 for all."""
