@@ -14,8 +14,9 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from promedical.policy.generate import generate
-from promedical.policy.grpo import GrpoRecipe, GrpoResult, _Clock, train_grpo
+from promedical.policy.grpo import GrpoRecipe, GrpoResult, train_grpo
 from promedical.policy.rewards import Grader, GradingError, RubricReward
+from promedical.policy.run_folder import Clock
 from promedical.records import GradedInstruction, Message
 from promedical.reward_model.grade import RubricRewardModel
 from promedical.reward_model.model import TreeRewardModel
@@ -235,7 +236,7 @@ def test_killed_after_the_last_step(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("promedical.policy.grpo._save_merged", killed)
+        patch.setattr("promedical.policy.grpo.save_merged", killed)
         with pytest.raises(Killed):
             run(tiny, tmp_path / "run")
     result = run(tiny, tmp_path / "run", TextGrader(kill_at=1))
@@ -260,7 +261,7 @@ def test_stops_in_time(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_the_clock_expects_what_fits() -> None:
-    clock = _Clock(steps=10, budget=10.0)
+    clock = Clock(steps=10, budget=10.0)
     assert clock.expected == 10
     clock.seconds = [3.0]
     assert clock.expected == 3
@@ -270,7 +271,7 @@ def test_the_clock_expects_what_fits() -> None:
     assert clock.over
     clock.seconds = [20.0]
     assert clock.over
-    assert _Clock(steps=10, budget=None).expected == 10
+    assert Clock(steps=10, budget=None).expected == 10
 
 
 def test_lora_in_the_upper_layers_only(tiny: Path, tmp_path: Path) -> None:

@@ -509,7 +509,15 @@ def _metavar(hint: Any) -> str:
 
 
 def _field_lines(cls: type[Any]) -> dict[str, str]:
-    """Field name → its text in the docstring's "Args:"; "a, b: text" is for both."""
+    """Field name → its text in the "Args:" of the docstring, or of a class it inherits from."""
+    lines: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        lines |= _own_lines(base)
+    return lines
+
+
+def _own_lines(cls: type[Any]) -> dict[str, str]:
+    """The texts of one docstring; "a, b: text" is for both."""
     lines: dict[str, str] = {}
     names: list[str] = []
     # cleandoc: Python 3.13 strips a docstring's indentation, earlier ones keep it.
