@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from promedical.policy.generate import chat, end_ids
+from promedical.policy.generate import end_ids, prompt_ids
 from promedical.policy.run_folder import (
     Clock,
     batches,
@@ -172,7 +172,7 @@ def token_pairs(
             counts["instructions_without_rubric"] += 1
             continue
         made = preference_pairs(row, PairsSettings(settings.known_only), counts)
-        prompt = _prompt(tokenizer, row)
+        prompt = tuple(prompt_ids(tokenizer, row))
         texts = {r.id: r.text for r in row.responses}
         fitting = [
             pair
@@ -327,15 +327,6 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _prompt(tokenizer: PreTrainedTokenizerBase, row: GradedInstruction) -> tuple[int, ...]:
-    # Templates that know no thinking ignore the switch.
-    rendered = tokenizer.apply_chat_template(
-        chat(row), add_generation_prompt=True, enable_thinking=False, return_dict=True
-    )
-    assert isinstance(rendered, Mapping)
-    return tuple(rendered["input_ids"])
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, text: str, end: int) -> tuple[int, ...]:

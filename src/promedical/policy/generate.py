@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Answers", "answer_with", "chat", "generate"]
+__all__ = ["Answers", "answer_with", "chat", "generate", "prompt_ids"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,16 @@ def answer_with(
     )
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, row: GradedInstruction) -> list[int]:
+    """A row's conversation as the tokens that a policy answers to."""
+    # Templates that know no thinking ignore the switch.
+    rendered = tokenizer.apply_chat_template(
+        chat(row), add_generation_prompt=True, enable_thinking=False, return_dict=True
+    )
+    assert isinstance(rendered, Mapping)
+    return list(rendered["input_ids"])
+
+
 def _prompts(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -152,12 +162,7 @@ def _prompts(
     limit = getattr(model.config, "max_position_embeddings", None)
     prompts = []
     for row in rows:
-        # Templates that know no thinking ignore the switch.
-        rendered = tokenizer.apply_chat_template(
-            chat(row), add_generation_prompt=True, enable_thinking=False, return_dict=True
-        )
-        assert isinstance(rendered, Mapping)
-        ids = list(rendered["input_ids"])
+        ids = prompt_ids(tokenizer, row)
         if limit is not None and len(ids) + max_new_tokens > limit:
             raise ValueError(
                 f"instruction {row.id!r}: messages: {len(ids)} tokens and {max_new_tokens} to "
