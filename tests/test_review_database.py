@@ -1,4 +1,4 @@
-"""The database: what Alembic makes is what the tables say, on SQLite and PostgreSQL; files are private."""
+"""The database: Alembic makes what the tables say, on SQLite and PostgreSQL; files are private."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from review_server import database_url, postgresql_cluster  # noqa: F401
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
@@ -14,6 +13,7 @@ from promedical.review import audit_log
 from promedical.review.database import Database, DatabaseError
 from promedical.review.migrate import alembic_config, upgrade
 from promedical.review.tables import AuditEvent, Base, Setting
+from review_server import database_url, postgresql_cluster  # noqa: F401
 
 
 def test_migrations_make_exactly_the_tables(database_url: str) -> None:  # noqa: F811
@@ -119,10 +119,15 @@ def test_many_writers_at_once_make_one_chain(database_url: str) -> None:  # noqa
 def test_a_write_is_whole_or_nothing(database_url: str) -> None:  # noqa: F811
     database = Database(database_url)
     upgrade(database)
-    with pytest.raises(RuntimeError), database.write() as session:
-        session.add(Setting(name="half", value="x"))
-        session.flush()
-        raise RuntimeError
+
+    def half_a_write() -> None:
+        with database.write() as session:
+            session.add(Setting(name="half", value="x"))
+            session.flush()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half_a_write()
     with database.read() as session:
         assert session.get(Setting, "half") is None
     database.close()

@@ -60,10 +60,11 @@ def page_context(language: str, person: Person | None = None) -> dict[str, Any]:
 
 
 def language_of(request: Request, person: Person | None = None) -> str:
-    """The account's language, else a cookie's, else the browser's, else English."""
+    """The account's language, else the address's, a cookie's, the browser's, English."""
     if person is not None:
         return person.language
-    chosen = request.cookies.get("promedical-language", "")
+    asked = request.query_params.get("language", "")
+    chosen = asked if asked in LANGUAGES else request.cookies.get("promedical-language", "")
     if chosen in LANGUAGES:
         return chosen
     accepted = request.headers.get("accept-language", "")
