@@ -1,0 +1,371 @@
+"""`promedical policy compare`: a real run of every system on tiny models, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promedical.policy import compare, compare_training
+from promedical.policy.compare import Run, compare_policies, grade_answers, main, plan_lines, stages
+from promedical.policy.compare_judges import _halves, build_data
+from promedical.policy.compare_recipe import (
+    SYSTEMS,
+    CompareError,
+    CompareRecipe,
+    DataSettings,
+    JudgeSettings,
+)
+from promedical.policy.settings import DpoSettings, OnlineSettings
+from promedical.recipe import RecipeError
+from promedical.records import (
+    GradedInstruction,
+    Message,
+    Response,
+    read_dataset,
+    write_dataset,
+)
+from promedical.reward_model.settings import TrainSettings
+from promedical.rubric import Criterion, RewardSpec, Rubric, Tier, Verdict, VetoKind
+from tiny_policy import save_tiny_policy
+
+SECRET = "Mrs Miller of 5 Elm Street"
+
+
+def rows(count: int) -> list[GradedInstruction]:
+    """Questions of random letters, each with four graded answers."""
+    rng = random.Random(1)
+    found = []
+    for n in range(count):
+        word = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=24))
+        asked = (
+            Criterion("p", Tier.PROFICIENCY, f"It says {word[:3]}.", 1.0),
+            Criterion("e", Tier.EXCELLENCE, "It is kind."),
+            Criterion("v", Tier.VETO, "It harms.", kind=VetoKind.HARMFUL_ADVICE),
+            Criterion("w", Tier.VETO, "It invents.", kind=VetoKind.SEVERE_HALLUCINATION),
+        )
+        answers = []
+        for i in range(4):
+            verdicts = {c.id: rng.choice([Verdict.MET, Verdict.UNMET]) for c in asked}
+            verdicts["v"] = Verdict.MET if i == 0 else Verdict.UNMET
+            answers.append(Response(f"r{i}", "test", f"{word[i : i + 5]} {i}", verdicts))
+        found.append(
+            GradedInstruction(
+                f"q{n}",
+                (Message("user", word if n else SECRET),),
+                "test",
+                "none",
+                Rubric(asked),
+                tuple(answers),
+            )
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_policy(tmp_path_factory.mktemp("tiny"), positions=2048)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows") / "rows"
+    write_dataset(folder, rows(16))
+    return folder
+
+
+def recipe(out: Path, tiny: Path, data: Path, **changes: Any) -> CompareRecipe:
+    few = CompareRecipe(
+        out=str(out),
+        model=str(tiny),
+        systems=("base", "promedical"),
+        seeds=(0,),
+        graders=("gold",),
+        answer_tokens=6,
+        watch_every=2,
+        watch_prompts=2,
+        bootstrap=50,
+        data=DataSettings(
+            rows=str(data),
+            train_instructions=8,
+            calibration_instructions=4,
+            bench_instructions=4,
+            max_criteria=4,
+            bench_criteria=None,
+        ),
+        judges=JudgeSettings(
+            model=str(tiny),
+            train=TrainSettings(head_init="random", frozen_layers=1, save_steps=1),
+        ),
+        online=OnlineSettings(
+            steps=2,
+            num_generations=2,
+            max_completion_length=4,
+            learning_rate=1e-2,
+            lora_rank=2,
+            save_steps=1,
+        ),
+        dpo=DpoSettings(pairs_per_step=2, pairs_per_instruction=1, lora_rank=2, save_steps=1),
+    )
+    return replace(few, **changes)
+
+
+# --- a whole run ----------------------------------------------------------------------------------
+
+
+def test_every_system_is_trained_measured_and_reported(
+    tiny: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    chosen = recipe(
+        tmp_path / "run", tiny, data, systems=tuple(SYSTEMS), graders=("gold", "explicit")
+    )
+    found = compare_policies(chosen)
+    assert list(found["systems"]) == list(SYSTEMS)
+    assert found["missing"] == []
+    assert set(found["judges"]) == {"explicit", "scalar", "no_safety_data", "gold"}
+    for by in found["systems"].values():
+        assert set(by) == {"gold", "explicit"}
+        assert by["gold"]["answers"] == 4
+    curves = {run["system"]: run for run in found["curves"]}
+    assert set(curves) == set(SYSTEMS) - {"base"}
+    for name, run in curves.items():
+        assert [look["step"] for look in run["gold"]] == [0, 2], name
+        assert run["steps"] == 2
+    # The first look is at the policy that all start from.
+    assert len({json.dumps(run["gold"][0]) for run in curves.values()}) == 1
+    assert found["settings"]["systems"] == list(SYSTEMS)
+    out = Path(chosen.out)
+    kept = [out / "answers" / "base.jsonl", out / "answers" / "promedical-0.jsonl"]
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in kept)
+    assert not (out / "policies" / "promedical-0" / "policy").exists()
+    assert (out / "policies" / "promedical-0" / "adapter").exists()
+    for name in ("results.json", "tables.md", "report.html", "curves.svg"):
+        text = (out / name).read_text()
+        assert SECRET not in text
+        assert str(tmp_path) not in text or name == "results.json"
+    assert SECRET not in caplog.text
+    assert all("done in" in line for line in plan_lines(chosen)[:-1])
+
+
+def killed_in(task: Callable[[], Any]) -> None:
+    """Run a task in a process that has to die by SIGKILL."""
+    process = multiprocessing.get_context("fork").Process(target=task)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_figures(
+    tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compare_policies(recipe(tmp_path / "whole", tiny, data))
+    broken = recipe(tmp_path / "broken", tiny, data)
+
+    def kill_at(place: str) -> Callable[[], None]:
+        def run() -> None:
+            def die(*_: Any, **__: Any) -> None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            if place == "between steps":
+                from promedical.policy.gold import GoldWatch
+
+                # After step 1's checkpoint, before step 2 is kept.
+                monkeypatch.setattr(GoldWatch, "step_end", _on_step(2, die))
+            elif place == "grading":
+                monkeypatch.setattr(compare, "grade_answers", die)
+            else:
+                monkeypatch.setattr(compare, "_report", die)
+            compare_policies(broken)
+
+        return run
+
+    for place in ("grading", "between steps", "report"):
+        killed_in(kill_at(place))
+    # Stages that were finished are not done again.
+    monkeypatch.setattr(compare_training, "train_policy", lambda *_: pytest.fail("trained again"))
+    found = compare_policies(broken)
+    for key in ("systems", "comparisons", "answers"):
+        assert found[key] == whole[key], key
+
+    def steady(result: dict[str, Any]) -> list[Any]:
+        kept = [
+            {k: v for k, v in point.items() if not k.endswith("seconds")}
+            for run in result["curves"]
+            for point in [*run["curve"], *run["gold"]]
+        ]
+        return kept
+
+    assert steady(found) == steady(whole)
+
+
+def _on_step(step: int, act: Callable[[], None]) -> Callable[..., None]:
+    def step_end(self: Any, state: Any, *_: Any) -> None:
+        if state.global_step == step:
+            act()
+
+    return step_end
+
+
+def test_a_run_that_stopped_early_reports_what_there_is(
+    tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    chosen = recipe(tmp_path / "run", tiny, data, seeds=(0, 1), watch_every=0)
+
+    def train(run: Run, system: str, seed: int, move: Any) -> dict[str, Any]:
+        if seed == 1:
+            raise KeyboardInterrupt
+        return real(run, system, seed, move)
+
+    real = compare_training.train_policy
+    monkeypatch.setattr(compare_training, "train_policy", train)
+    with pytest.raises(KeyboardInterrupt):
+        compare_policies(chosen)
+    # The same command with --report, from a recipe file.
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(json.loads((Path(chosen.out) / "recipe.json").read_text())))
+    assert main([str(file), "--report", "--out", chosen.out]) == 0
+    said = capsys.readouterr().out
+    assert "Not finished: 2 stages are missing." in said
+    assert "(1 seed)" in (Path(chosen.out) / "tables.md").read_text()
+    assert main([str(file), "--plan", "--out", chosen.out]) == 0
+    assert "6 of 9 stages done" in capsys.readouterr().out
+
+
+# --- data and judges ------------------------------------------------------------------------------
+
+
+def test_sides_share_no_instruction(tiny: Path, data: Path, tmp_path: Path) -> None:
+    summary = build_data(recipe(tmp_path, tiny, data), tmp_path / "data", lambda *_: None)
+    ids = {name: {r.id for r in read_dataset(tmp_path / "data" / name)} for name in
+           ("judge", "gold", "calibration", "bench", "prompts")}  # fmt: skip
+    assert ids["prompts"] == ids["judge"] | ids["gold"]
+    apart = [ids[name] for name in ("judge", "gold", "calibration", "bench")]
+    assert sum(map(len, apart)) == len(set().union(*apart)) == 16
+    assert {len(ids["judge"]), len(ids["gold"])} == {4}
+    assert summary["sides"]["bench"]["responses"] == 0
+    assert summary["left_out"]["rows too close to the bench side"] == 0
+
+
+def test_rows_that_cannot_be_used_are_counted_or_refused(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = rows(16)
+    given[3] = replace(given[3], responses=given[3].responses[:1])
+    given[4] = replace(given[4], rubric=None, responses=())
+    copy = next(r for r in given if r.responses)
+    given.append(replace(copy, id="q99"))
+    write_dataset(tmp_path / "rows", given)
+    monkeypatch.setenv("GRADED_DATA", str(tmp_path))
+    chosen = recipe(tmp_path, tiny, Path("$GRADED_DATA/rows"))
+    left_out = build_data(chosen, tmp_path / "data", lambda *_: None)["left_out"]
+    assert left_out["rows without a rubric or without two graded answers"] == 2
+    monkeypatch.delenv("GRADED_DATA")
+    with pytest.raises(CompareError, match="a variable in it is not set"):
+        build_data(chosen, tmp_path / "data", lambda *_: None)
+    write_dataset(tmp_path / "few", given[:2])
+    with pytest.raises(CompareError, match="expected 2 or more"):
+        build_data(recipe(tmp_path, tiny, tmp_path / "few"), tmp_path / "data", lambda *_: None)
+
+
+def test_copies_of_a_question_stay_in_one_half() -> None:
+    questions = {f"q{i}": [replace(r, id=f"q{i}#{c}") for c in (0, 1)]
+                 for i, r in enumerate(rows(5))}  # fmt: skip
+    first, second = _halves(questions)
+    ids = [{r.id.partition("#")[0] for r in half} for half in (first, second)]
+    assert not ids[0] & ids[1]
+    assert (len(first), len(second)) == (6, 4)
+    assert _halves(dict(reversed(questions.items()))) == (first, second)
+
+
+def test_a_judge_that_fails_leaves_an_answer_ungraded() -> None:
+    class Failing:
+        def grade(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError(SECRET)
+
+    (item,) = grade_answers(Failing(), rows(1), ["text"], RewardSpec(), progress=lambda *_: None)
+    assert item.reward is None
+    assert item.instruction_id == "q0"
+
+
+# --- recipes and folders --------------------------------------------------------------------------
+
+
+def test_ablations_change_what_their_names_say() -> None:
+    spec = RewardSpec()
+    changed = {name: system.reward(spec) for name, system in SYSTEMS.items()}
+    assert changed["no_veto"] == RewardSpec(lam=0.0, ablation="no_veto")
+    assert changed["no_bonus_margin"] == RewardSpec(beta=0.0, ablation="no_bonus_margin")
+    others = set(SYSTEMS) - {"no_veto", "no_bonus_margin"}
+    assert {name for name in SYSTEMS if changed[name] == spec} == others
+    assert SYSTEMS["no_safety_data"].judge == "no_safety_data"
+    assert [n for n, s in SYSTEMS.items() if s.soft] == ["soft_s1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"systems": ("promedical",)}, "expected 'base' among them"),
+        ({"systems": ("base", "dpo")}, "reference: found 'promedical'"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"graders": ("explicit",)}, "expected 'gold'"),
+        ({"graders": ("gold", "scalar")}, "no scalar"),
+        ({"answer_tokens": 0}, "answer_tokens: found 0"),
+    ],
+)
+def test_recipes_that_cannot_be_compared_with(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(CompareRecipe(), **changes)
+
+
+def test_the_gold_judge_is_another_one() -> None:
+    with pytest.raises(ValueError, match="which is a training judge too"):
+        JudgeSettings(explicit="rm", gold="rm")
+
+
+def test_another_run_is_refused(tiny: Path, data: Path, tmp_path: Path) -> None:
+    mine = recipe(tmp_path, tiny, data)
+    Run(mine).claim()
+    Run(replace(mine, costs=replace(mine.costs, step=1.0))).claim()  # costs are no settings
+    with pytest.raises(CompareError, match=r"other settings \(answer_tokens, seeds\)"):
+        Run(replace(mine, seeds=(3,), answer_tokens=9)).claim()
+
+
+def test_the_plan_adds_up_and_learns_from_what_is_done(
+    tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    chosen = recipe(tmp_path, tiny, data, seeds=(0, 1, 2))
+    listed = stages(chosen)
+    assert len({stage.name for stage in listed}) == len(listed)
+    assert [s.name for s in listed if s.kind == "train"] == [
+        "train-promedical-0", "train-promedical-1", "train-promedical-2",
+    ]  # fmt: skip
+    compare.write_json(
+        Run(chosen).stage_file("train-promedical-0"), {"result": {}, "seconds": 7.0, "code": {}}
+    )
+    lines = plan_lines(chosen)
+    shown = [line.rsplit("  ", 1)[1].strip() for line in lines if "training" in line]
+    assert shown == ["done in 7 s", "about 7 s", "about 7 s"]
+
+
+def test_unknown_settings_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("sistems: [base]\n")
+    with pytest.raises(RecipeError, match="systems"):
+        main([str(file), "--plan"])
+
+
+def test_committed_recipes_can_be_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(__file__).parents[1] / "recipes" / "policy"
+    for path in sorted(folder.glob("compare-*.yaml")):
+        assert main([str(path), "--plan"]) == 0
+        assert "stages done" in capsys.readouterr().out
