@@ -180,7 +180,7 @@ def test_cells_find_planted_neighbours_and_nothing_else(monkeypatch):
         int(i) for i in range(600, 1200) if i - 600 in near.indices[slice(*near.starts[i : i + 2])]
     }
     assert len(found) >= 590
-    again = nearest_earlier(vectors, least=0.9, count=4, cell=50, probes=2, block=7)
+    again = nearest_earlier(vectors, least=0.9, count=4, cell=50, probes=2, block=7, threads=3)
     assert np.array_equal(near.indices, again.indices)
     assert np.array_equal(near.starts, again.starts)
 

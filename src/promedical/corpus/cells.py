@@ -12,18 +12,25 @@ Left to others: what the vectors stand for, and whether an alike pair is the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 __all__ = ["EXACT", "Neighbours", "Whole", "nearest_earlier", "whole"]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 EXACT = 20_000
 SAMPLE = 100_000
 _PENDING = 12_000_000  # pairs held before they are thinned, which bounds memory
 _BITS = 24  # of a row's number in a packed pair; also float32's exact whole numbers
 _SCORES = 1 << 15
+_TILE = 4096  # columns at once: with a block's rows, 8 MB of products, which a cache holds
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,9 @@ def nearest_earlier(
     count: int,
     cell: int = 800,
     probes: int = 3,
-    block: int = 1024,
+    block: int = 512,
     order: np.ndarray | None = None,
+    threads: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Neighbours:
     """For every vector the most alike ones before it.
@@ -106,49 +114,78 @@ def nearest_earlier(
         block: vectors compared at once; no influence on the result.
         order: a number for each vector that depends on its content alone; the smallest are the
             sample for the centroids. The vectors' positions if None.
+        threads: cells compared at the same time; no influence on the result.
     """
     packed: list[np.ndarray] = []
-    pending = compared = 0
+    pending = compared = done = 0
     cells = list(_cells(vectors, cell, probes, order))
     total = sum(len(c) ** 2 for c in cells)
-    done = 0
-    for members in cells:
-        for found, pairs in _compare(vectors, members, least, block):
-            packed.append(found)
-            pending += len(found)
-            compared += pairs
-            if pending > _PENDING:
-                packed = [_thin(packed, count)]
-                pending = 0
-        done += len(members) ** 2
+
+    def alike(members: np.ndarray) -> tuple[int, np.ndarray, int]:
+        return len(members), *_compare(vectors, members, least, block)
+
+    for size, found, pairs in _threaded(alike, cells, threads):
+        packed.append(found)
+        pending += len(found)
+        compared += pairs
+        if pending > _PENDING:
+            packed = [_thin(packed, count)]
+            pending = 0
+        done += size**2
         if progress is not None and total:
             progress("comparing", done, total)
     return _unpack(_thin(packed, count), len(vectors), compared)
 
 
+def _threaded(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
+    """In the items' order; only a few results wait to be taken, which bounds memory."""
+    if threads == 1:
+        yield from map(work, items)
+        return
+    from threadpoolctl import threadpool_limits
+
+    # numpy lets go of the interpreter while it works; BLAS with threads of its own would wait.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def _compare(
     vectors: Whole, members: np.ndarray, least: float, block: int
-) -> Iterator[tuple[np.ndarray, int]]:
+) -> tuple[np.ndarray, int]:
     """Pairs of a cell that are alike, packed into one number each: later, distance, earlier."""
+    squares = vectors.squares[members]
     values = vectors.values[members].astype(np.float32)
-    inverse = 1 / np.sqrt(np.maximum(vectors.squares[members], 1)).astype(np.float32)
-    block = max(1, min(block, 16_000_000 // max(1, len(members))))
+    lengths = np.sqrt(squares).astype(np.float32)
+    # The margin is far above float32's rounding; the exact cosine decides below.
+    bound = (least - 1e-3) * lengths
+    packed = [np.empty(0, dtype=np.int64)]
+    compared = 0
     for start in range(0, len(members), block):
         end = min(start + block, len(members))
-        dots = values[start:end] @ values[:end].T
-        rough = dots * inverse[start:end, None]
-        rough *= inverse[None, :end]
-        # The margin is far above float32's rounding; the exact cosine decides below.
-        later, earlier = np.nonzero(rough >= least - 1e-3)
-        earlier_first = earlier < later + start
-        later, earlier = later[earlier_first], earlier[earlier_first]
-        i, j = members[later + start], members[earlier]
-        square = (vectors.squares[i] * vectors.squares[j]).astype(np.float64)
-        cosine = dots[later, earlier] / np.sqrt(np.maximum(square, 1.0))
-        alike = cosine >= least
-        i, j, cosine = i[alike], j[alike], cosine[alike]
-        distance = np.rint((1 - np.minimum(cosine, 1.0)) * (_SCORES - 1)).astype(np.int64)
-        yield (i << (_BITS + 15)) | (distance << _BITS) | j, (end - start) * (start + end) // 2
+        for left in range(0, end, _TILE):
+            right = min(left + _TILE, end)
+            dots = values[start:end] @ values[left:right].T
+            # Of a flat array: numpy is several times slower where there are two axes.
+            high = dots >= bound[start:end, None] * lengths[None, left:right]
+            at = np.flatnonzero(high.ravel())
+            later, earlier = np.divmod(at, right - left)
+            later, earlier, dots = later + start, earlier + left, dots.ravel()[at]
+            before = earlier < later
+            later, earlier, dots = later[before], earlier[before], dots[before]
+            square = (squares[later] * squares[earlier]).astype(np.float64)
+            cosine = dots / np.sqrt(np.maximum(square, 1.0))
+            alike = cosine >= least
+            i, j, cosine = members[later[alike]], members[earlier[alike]], cosine[alike]
+            distance = np.rint((1 - np.minimum(cosine, 1.0)) * (_SCORES - 1)).astype(np.int64)
+            packed.append((i << (_BITS + 15)) | (distance << _BITS) | j)
+        compared += (end - start) * (start + end) // 2
+    return np.concatenate(packed), compared
 
 
 def _thin(packed: list[np.ndarray], count: int) -> np.ndarray:

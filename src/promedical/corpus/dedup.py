@@ -59,7 +59,8 @@ class DedupSettings:
         unshared: share of the words' weight that two near-duplicates need not share.
         semantic: false to drop exact duplicates only.
         batch: rows encoded or compared at once; no influence on the result.
-        workers: processes that read the facts that the guard compares.
+        workers: threads that compare vectors, and processes that read the facts that the guard
+            compares.
     """
 
     encoder: str = "embedded"
@@ -197,6 +198,7 @@ def _semantic(
         count=settings.neighbours,
         block=settings.batch,
         order=order,
+        threads=settings.workers,
         progress=say,
     )
     read: list[Facts] = []
