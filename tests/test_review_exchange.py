@@ -270,7 +270,7 @@ def test_an_adjudication_asks_for_the_preference_first(
     for part in tool.after_preference:
         assert set(tool.write(tmp_path / "early", tasks, part).values()) == {0}
     tool.write(tmp_path / "first", tasks, "preference")
-    blind(tmp_path, [p.login for p in people])
+    blind(tmp_path / "first", [p.login for p in people])
     assert "liver" not in everything(tmp_path / "first")
     answers, _ = tool.read(tool.work(tmp_path / "first"), tasks)
     assert len(bring_in(database, "tool", answers).saved) == 4
@@ -278,7 +278,7 @@ def test_an_adjudication_asks_for_the_preference_first(
     tasks = tasks_of(database, round_id)
     for part in tool.after_preference:
         tool.write(tmp_path / "second", tasks, part)
-    blind(tmp_path, [p.login for p in people])
+    blind(tmp_path / "second", [p.login for p in people])
     answers, _ = tool.read(tool.work(tmp_path / "second"), tasks)
     report = bring_in(database, "tool", answers)
     assert (len(report.saved), report.refused) == (4, [])
