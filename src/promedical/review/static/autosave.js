@@ -22,10 +22,13 @@
   const TIMEOUT = 15000;
   const KEEPALIVE_LIMIT = 60000; // bytes that a browser sends on from a page that is closing
 
-  /* A text of the interface: `data-*` of #review-words, so that scripts hold no language. */
+  /* A text of the interface: `data-*` of #review-words or of what has the attribute
+   * data-review-words, so that scripts hold no language. */
   Review.words = (name, values = {}) => {
-    const holder = document.getElementById("review-words");
-    let text = (holder && holder.dataset[name]) || name;
+    let text = name;
+    for (const holder of document.querySelectorAll("#review-words, [data-review-words]")) {
+      if (holder.dataset[name] !== undefined) text = holder.dataset[name];
+    }
     for (const [key, value] of Object.entries(values)) text = text.replace(`{${key}}`, String(value));
     return text;
   };
@@ -328,7 +331,8 @@
      * page: what the item's page gives
      *   assignment, version, answer   as the server rendered them (offline: as the store has them)
      *   read() -> answer              the page as it is now
-     *   show(answer)                  puts an answer into the page
+     *   show(answer, {finishing})     puts an answer into the page; `finishing` if the person had
+     *                                 finished it and it was not acknowledged yet
      *   label(path) -> text           optional: a field's name in the choice between two versions
      *   value(path, value) -> text    optional: a field's value there
      *   state(name, messages)         optional: saved saving unsent signin refused conflict elsewhere
@@ -544,7 +548,7 @@
           this.version = entry.version;
           this.saved = entry.base;
         }
-        this.page.show(latest);
+        this.page.show(latest, { finishing: Boolean(entry.attempt && entry.attempt.finish) });
       }
       await this._record();
       await this.journal.remove(key);

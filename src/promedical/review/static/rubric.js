@@ -1,0 +1,737 @@
+/* The page on which a physician corrects one rubric.
+ *
+ *   data    {assignment, version, answer, done, draft, content: {messages, reference, shared},
+ *            others, addresses: {previous, next, done, hints}}
+ *   editor  new Review.RubricEditor(root, data, store).start()
+ *
+ * `root` holds templates/_rubric_editor.html, in the application as in the offline pack. The state is
+ * one answer document; every change makes a new one (undo keeps the old), shows it and hands it to
+ * Autosave. Text of others is only ever set as text. Left to others: operations (`draft.js`),
+ * saving (`autosave.js`), what a key does (`rubric_keys.js`).
+ */
+"use strict";
+
+(() => {
+  const Review = (window.Review = window.Review || {});
+  const D = Review.draft;
+  const MOST_UNDO = 200;
+  const GROUP = 1500; // ms within which changes of one field are one step of undo
+  const HINT_DELAY = 1200;
+
+  const words = (name, values) => Review.words(name, values);
+  const percent = (weight) => Math.round(weight * 1000) / 10;
+  const make = (name, className, text) => {
+    const made = document.createElement(name);
+    if (className) made.className = className;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  };
+
+  /* ---- what changed in a sentence, word by word ---- */
+
+  const tokens = (text) => text.match(/[\u3400-\u9fff]|[^\s\u3400-\u9fff]+|\s+/g) || [];
+
+  /* [[" ", "same"], ["-", "old"], ["+", "new"], …] by the longest common subsequence of words. */
+  Review.wordChanges = (before, after) => {
+    const [a, b] = [tokens(before), tokens(after)];
+    if (a.length * b.length > 250000) return [["-", before], ["+", after]];
+    const long = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
+    for (let i = a.length - 1; i >= 0; i--) {
+      for (let j = b.length - 1; j >= 0; j--) {
+        long[i][j] = a[i] === b[j] ? long[i + 1][j + 1] + 1 : Math.max(long[i + 1][j], long[i][j + 1]);
+      }
+    }
+    const found = [];
+    const put = (kind, text) => {
+      if (found.length && found[found.length - 1][0] === kind) found[found.length - 1][1] += text;
+      else found.push([kind, text]);
+    };
+    let [i, j] = [0, 0];
+    while (i < a.length || j < b.length) {
+      if (i < a.length && j < b.length && a[i] === b[j]) [i, j] = [i + 1, (put(" ", a[i]), j + 1)];
+      else if (i < a.length && (j === b.length || long[i + 1][j] >= long[i][j + 1])) put("-", a[i++]);
+      else put("+", b[j++]);
+    }
+    return found;
+  };
+
+  const showChanges = (element, before, after) => {
+    const names = { " ": "span", "-": "del", "+": "ins" };
+    element.replaceChildren(
+      ...Review.wordChanges(before, after).map(([kind, text]) => make(names[kind], "", text)),
+    );
+  };
+
+  /* Where a sentence of two claims would be cut: at the cursor, else at a joint near its middle. */
+  Review.cutText = (text, at = null) => {
+    if (at === null || !text.slice(0, at).trim() || !text.slice(at).trim()) {
+      const joints = [...text.matchAll(/[.;。；]\s*(?=\S)|[,，]\s*(?:and|or|以及|并)?\s*(?=\S)|\s(?:and|or)\s|以及|并且/g)];
+      const far = (joint) => Math.abs(joint.index + joint[0].length / 2 - text.length / 2);
+      joints.sort((one, other) => far(one) - far(other));
+      if (!joints.length) return [text.trim(), ""];
+      const joint = joints[0];
+      const keeps = /^[.。]/.test(joint[0]) ? joint[0].trim() : "";
+      return [text.slice(0, joint.index).trim() + keeps, text.slice(joint.index + joint[0].length).trim()];
+    }
+    return [text.slice(0, at).trim(), text.slice(at).trim()];
+  };
+
+  class RubricEditor {
+    constructor(root, data, store) {
+      this.root = root;
+      this.data = data;
+      this.store = store;
+      this.draft = data.draft;
+      this.byId = new Map(this.draft.map((c) => [c.id, c]));
+      this.answer = this._complete(data.answer);
+      this.past = [];
+      this.future = [];
+      this.cards = new Map();
+      this.hints = new Map(); // text → codes
+      this.locked = Boolean(data.done);
+      this.current = null;
+    }
+
+    async start() {
+      this._showContent();
+      this._listen();
+      this._render();
+      if (this.locked) this._lock(words("finished_here"));
+      else {
+        this.autosave = new Review.Autosave(this.store, {
+          assignment: this.data.assignment,
+          version: this.data.version,
+          answer: this.answer,
+          read: () => structuredClone(this.answer),
+          show: (answer, options) => this._shown(answer, options),
+          label: (path, mine, theirs) => this._label(path, mine, theirs),
+          value: (path, value) => this._value(path, value),
+          state: (name, messages) => this._saving(name, messages),
+          done: () => this._done(),
+        });
+        await this.autosave.start();
+      }
+      if (Review.RubricKeys) this.keys = new Review.RubricKeys(this);
+      return this;
+    }
+
+    /* ---- state ---- */
+
+    _complete(answer) {
+      const given = answer && answer.criteria ? answer : {};
+      return {
+        decision: null,
+        reason: given.reason || "",
+        disputed: Boolean(given.disputed),
+        criteria: given.criteria || structuredClone(this.draft),
+      };
+    }
+
+    /* Makes a change. `group`: changes of one group, one after the other, are one step of undo. */
+    change(values, group = null) {
+      if (this.locked) return;
+      const now = performance.now();
+      const goesOn = group && group === this.group && now - this.changedAt < GROUP;
+      if (!goesOn) {
+        this.past.push(this.answer);
+        if (this.past.length > MOST_UNDO) this.past.shift();
+      }
+      [this.group, this.changedAt, this.future] = [group, now, []];
+      this._set({ ...this.answer, ...values });
+    }
+
+    criteria(next, group = null) {
+      this.change({ criteria: next }, group);
+    }
+
+    undo() {
+      if (!this.past.length || this.locked) return;
+      this.future.push(this.answer);
+      this.group = null;
+      this._set(this.past.pop());
+      this.say(words("undone"));
+    }
+
+    redo() {
+      if (!this.future.length || this.locked) return;
+      this.past.push(this.answer);
+      this.group = null;
+      this._set(this.future.pop());
+    }
+
+    edits() {
+      return D.counted(D.diff(this.draft, this.answer.criteria));
+    }
+
+    _set(answer) {
+      this.answer = answer;
+      this._render();
+      this.autosave.changed();
+    }
+
+    /* An answer that comes from the journal or from a choice between two versions. */
+    _shown(answer, { finishing = false } = {}) {
+      const kept = { ...this._complete(answer), decision: null };
+      kept.criteria = D.normalised(kept.criteria);
+      this.past.push(this.answer);
+      this.answer = kept;
+      this._render();
+      if (finishing) this._lock(words("finishing"));
+    }
+
+    /* ---- operations, on the current criterion unless one is given ---- */
+
+    at(id = this.current) {
+      return this.answer.criteria.find((c) => c.id === id) || null;
+    }
+
+    inTier(tier) {
+      return this.answer.criteria.filter((c) => c.tier === tier);
+    }
+
+    newId() {
+      return `n-${Review.newId().slice(0, 8)}`;
+    }
+
+    add(tier, after = null) {
+      const last = this.inTier(tier).at(-1);
+      const id = this.newId();
+      this.criteria(D.add(this.answer.criteria, tier, id, { after: after ?? (last ? last.id : null) }));
+      this.focusText(id);
+    }
+
+    remove(id = this.current) {
+      const c = this.at(id);
+      if (!c) return;
+      const peers = this.shownOrder();
+      const at = peers.indexOf(id);
+      this.criteria(D.remove(this.answer.criteria, id));
+      this.focusCard(peers[at + 1] ?? peers[at - 1] ?? null);
+      this.say(words("removed"));
+    }
+
+    restore(id) {
+      const was = this.byId.get(id);
+      const later = this.draft.slice(this.draft.indexOf(was) + 1).map((c) => c.id);
+      const list = [...this.answer.criteria];
+      const at = list.findIndex((c) => later.includes(c.id));
+      list.splice(at < 0 ? list.length : at, 0, { ...was, weight: null });
+      const next = D.normalised(list);
+      this.criteria(was.weight === null ? next : D.edit(next, id, { weight: was.weight }));
+      this.focusCard(id);
+    }
+
+    split(id = this.current, at = null) {
+      const c = this.at(id);
+      if (!c) return;
+      const [first, second] = Review.cutText(c.text, at);
+      const ids = [this.newId(), this.newId()];
+      this.criteria(D.split(this.answer.criteria, id, [[ids[0], first], [ids[1], second]]));
+      this.focusText(second ? ids[0] : ids[1]);
+      this.say(words("was_split"));
+    }
+
+    merge(id = this.current) {
+      const c = this.at(id);
+      if (!c) return;
+      const peers = this.inTier(c.tier);
+      const at = peers.findIndex((other) => other.id === id);
+      const pair = at + 1 < peers.length ? [peers[at], peers[at + 1]] : [peers[at - 1], peers[at]];
+      if (!pair[0]) return this.say(words("nothing_to_merge"));
+      const made = this.newId();
+      this.criteria(D.merge(this.answer.criteria, pair[0].id, pair[1].id, made));
+      this.focusText(made);
+      this.say(words("was_merged"));
+    }
+
+    move(step, id = this.current) {
+      if (!this.at(id)) return;
+      const active = document.activeElement;
+      this.criteria(D.move(this.answer.criteria, id, step));
+      if (this.cards.get(id).contains(active)) active.focus();
+      const c = this.at(id);
+      const peers = this.inTier(c.tier);
+      this.say(words("moved_to", { at: peers.indexOf(c) + 1, of: peers.length }));
+    }
+
+    setField(id, name, value) {
+      const c = this.at(id);
+      if (!c || c[name] === value) return;
+      this.criteria(D.edit(this.answer.criteria, id, { [name]: value }), name === "text" ? `text/${id}` : null);
+      if (name === "tier") this.focusCard(id);
+    }
+
+    setShare(id, typed) {
+      const share = Number(String(typed).replace(",", ".")) / 100;
+      if (!(share >= 0 && share <= 1) || String(typed).trim() === "") return this._render();
+      if (percent(this.at(id).weight) === percent(share)) return this._render();
+      if (this.inTier("proficiency").length === 1) this.say(words("only_one"));
+      this.criteria(D.edit(this.answer.criteria, id, { weight: share }));
+    }
+
+    /* ---- the end ---- */
+
+    async accept() {
+      if (this.locked) return;
+      const faults = this._faults();
+      if (faults.length) return this._tell(faults);
+      await this._finish(this.edits().length ? "accept_with_edits" : "accept");
+    }
+
+    reject() {
+      if (this.locked) return;
+      const dialog = this.part("reject");
+      const reason = dialog.querySelector("textarea");
+      reason.value = this.answer.reason;
+      dialog.returnValue = "";
+      dialog.showModal();
+      reason.focus();
+    }
+
+    async _rejected(reason) {
+      if (!reason.trim()) return;
+      this.change({ reason });
+      await this._finish("reject");
+    }
+
+    async _finish(decision) {
+      this._tell([]);
+      this.answer = { ...this.answer, decision };
+      this._lock(words("finishing"));
+      const outcome = await this.autosave.finish();
+      if (outcome.is !== "saved") this._unlock();
+    }
+
+    _done() {
+      this._lock(words("finished_here"));
+      const to = this.data.addresses.done;
+      this.root.dispatchEvent(new CustomEvent("rubric-done", { bubbles: true }));
+      if (to) location.assign(to);
+    }
+
+    _saving(name, messages) {
+      if (name === "conflict" || name === "refused") this._unlock();
+      if (name === "refused") this._tell(messages.map((message) => ({ say: message })));
+    }
+
+    _faults() {
+      const found = [];
+      for (const c of this.answer.criteria) {
+        if (!c.text.trim()) found.push({ id: c.id, say: words("empty_text", { name: this.name(c) }) });
+      }
+      if (!this.data.content.safety_only && !this.inTier("proficiency").length) {
+        found.push({ say: words("no_proficiency") });
+      }
+      return found;
+    }
+
+    _tell(faults) {
+      const box = this.part("faults");
+      box.hidden = !faults.length;
+      box.replaceChildren(...faults.map((fault) => make("p", "", fault.say)));
+      for (const card of this.cards.values()) {
+        card.querySelector("textarea").removeAttribute("aria-invalid");
+      }
+      const first = faults.find((fault) => fault.id);
+      if (!first) return faults.length && box.scrollIntoView({ block: "nearest" });
+      this.cards.get(first.id).querySelector("textarea").setAttribute("aria-invalid", "true");
+      this.focusText(first.id);
+    }
+
+    _lock(text) {
+      this.locked = true;
+      this.root.dataset.locked = "yes";
+      this.part("editable").inert = true;
+      for (const button of this.root.querySelectorAll("[data-do]")) {
+        if (!["help"].includes(button.dataset.do)) button.disabled = true;
+      }
+      this.part("locked").hidden = false;
+      this.part("locked").textContent = text;
+    }
+
+    _unlock() {
+      if (this.data.done) return;
+      this.locked = false;
+      this.answer = { ...this.answer, decision: null };
+      delete this.root.dataset.locked;
+      this.part("editable").inert = false;
+      for (const button of this.root.querySelectorAll("[data-do]")) button.disabled = false;
+      this.part("locked").hidden = true;
+      this._render();
+    }
+
+    /* ---- the page ---- */
+
+    part(name) {
+      return this.root.querySelector(`[data-part="${name}"]`);
+    }
+
+    say(text) {
+      this.part("announce").textContent = text;
+    }
+
+    name(c) {
+      const at = this.inTier(c.tier).findIndex((other) => other.id === c.id) + 1;
+      return `${words("tier_" + c.tier)} ${at}`;
+    }
+
+    shownOrder() {
+      return D.TIERS.flatMap((tier) => this.inTier(tier).map((c) => c.id));
+    }
+
+    focusCard(id) {
+      const card = this.cards.get(id);
+      if (card) card.focus();
+    }
+
+    focusText(id) {
+      const card = this.cards.get(id);
+      if (!card) return;
+      const text = card.querySelector("textarea");
+      text.focus();
+      text.setSelectionRange(text.value.length, text.value.length);
+    }
+
+    _showContent() {
+      const { messages, reference, shared = [] } = this.data.content;
+      this.part("messages").replaceChildren(
+        ...messages.map(({ role, content }) => {
+          const box = make("div", `message message-${role}`);
+          if (messages.length > 1 || role !== "user") box.append(make("p", "message-role", words("role_" + role)));
+          box.append(make("div", "prose", content));
+          return box;
+        }),
+      );
+      this.part("reference-box").hidden = !reference;
+      this.part("reference").textContent = reference || "";
+      for (const tier of D.TIERS) {
+        const own = shared.filter((c) => c.tier === tier);
+        const box = this.tierPart(tier, "shared");
+        box.hidden = !own.length;
+        box.querySelector("ul").replaceChildren(...own.map((c) => make("li", "", c.text)));
+      }
+      this._showOthers();
+    }
+
+    /* For the lead who decides: the reviewers' versions, each to be taken over as a start. */
+    _showOthers() {
+      const box = this.part("others");
+      const others = this.data.others || [];
+      box.hidden = !others.length;
+      others.forEach((other, i) => {
+        const one = document.getElementById("other-template").content.firstElementChild.cloneNode(true);
+        one.querySelector("h3").textContent = words("other_reviewer", { letter: "AB"[i] || i + 1 });
+        one.querySelector("[data-other=decision]").textContent = words("decided_" + other.decision);
+        one.querySelector("[data-other=reason]").textContent = other.reason;
+        one.querySelector("[data-other=reason]").hidden = !other.reason;
+        one.querySelector("[data-other=disputed]").hidden = !other.disputed;
+        one.querySelector("ul").replaceChildren(...this._changeLines(other.criteria));
+        const take = one.querySelector("button");
+        take.hidden = this.locked;
+        take.addEventListener("click", () => {
+          this.change({ criteria: structuredClone(other.criteria), disputed: other.disputed });
+          this.say(words("taken"));
+        });
+        box.append(one);
+      });
+    }
+
+    _changeLines(criteria) {
+      const edits = D.counted(D.diff(this.draft, criteria));
+      if (!edits.length) return [make("li", "", words("no_edits"))];
+      const now = new Map(criteria.map((c) => [c.id, c]));
+      return edits.map((e) => {
+        const line = make("li", "", `${words("edit_" + e.what)}: `);
+        const change = make("span", "changes");
+        const c = now.get(e.criterion) || this.byId.get(e.criterion);
+        if (e.what === "text") showChanges(change, e.from, e.to);
+        else if (e.what === "removed") change.append(make("del", "", c.text));
+        else if (e.to && e.to.text) change.append(make("ins", "", e.to.text));
+        else if (e.what === "moved") change.textContent = c.text;
+        else change.textContent = `${this._value([e.what], e.from)} → ${this._value([e.what], e.to)} · ${c.text}`;
+        line.append(change);
+        return line;
+      });
+    }
+
+    tierPart(tier, name) {
+      return this.root.querySelector(`[data-tier="${tier}"] [data-tier-part="${name}"]`);
+    }
+
+    _render() {
+      const edits = this.edits();
+      const by = new Map();
+      for (const e of edits) by.set(e.criterion, [...(by.get(e.criterion) || []), e.what]);
+      const present = new Set(this.answer.criteria.map((c) => c.id));
+      for (const [id, card] of this.cards) {
+        if (!present.has(id)) {
+          card.parentElement.remove();
+          this.cards.delete(id);
+        }
+      }
+      for (const tier of D.TIERS) this._renderTier(tier, by);
+      this._renderRemoved(edits);
+      this._renderBar(edits);
+      if (!present.has(this.current)) this.current = null;
+      this._markCurrent();
+    }
+
+    _renderTier(tier, by) {
+      const list = this.tierPart(tier, "list");
+      const own = this.inTier(tier);
+      own.forEach((c, i) => {
+        const card = this.cards.get(c.id) || this._makeCard(c.id);
+        if (list.children[i] !== card.parentElement) {
+          const active = card.contains(document.activeElement) ? document.activeElement : null;
+          list.insertBefore(card.parentElement, list.children[i] || null);
+          if (active) active.focus();
+        }
+        this._renderCard(card, c, i, own.length, by.get(c.id) || []);
+      });
+      this.tierPart(tier, "count").textContent = String(own.length);
+      this.tierPart(tier, "empty").hidden = own.length > 0;
+      if (tier === "proficiency") this._renderShares(own);
+    }
+
+    _renderShares(own) {
+      const bar = this.tierPart("proficiency", "shares");
+      bar.hidden = own.length < 2;
+      while (bar.children.length > own.length) bar.lastElementChild.remove();
+      own.forEach((c, i) => {
+        const piece = bar.children[i] || bar.appendChild(make("span"));
+        piece.style.flexGrow = String(Math.max(c.weight, 0.004));
+        piece.textContent = c.weight >= 0.06 ? `${Math.round(c.weight * 100)}` : "";
+        piece.dataset.current = c.id === this.current ? "yes" : "";
+      });
+    }
+
+    _makeCard(id) {
+      const item = document.getElementById("criterion-template").content.firstElementChild.cloneNode(true);
+      const card = item.querySelector(".criterion");
+      card.dataset.id = id;
+      this.cards.set(id, card);
+      const text = card.querySelector("textarea");
+      text.addEventListener("input", () => this.setField(id, "text", text.value));
+      card.addEventListener("focusin", () => {
+        this.current = id;
+        this._markCurrent();
+      });
+      const share = card.querySelector(".share input");
+      share.addEventListener("change", () => this.setShare(id, share.value));
+      for (const name of ["tier", "axis", "kind"]) {
+        const select = card.querySelector(`[data-field="${name}"]`);
+        select.addEventListener("change", () => this.setField(id, name, select.value || null));
+      }
+      const tools = {
+        up: () => this.move(-1, id),
+        down: () => this.move(1, id),
+        split: () => this.split(id, text.selectionStart === text.value.length ? null : text.selectionStart),
+        merge: () => this.merge(id),
+        remove: () => this.remove(id),
+      };
+      for (const [name, run] of Object.entries(tools)) {
+        card.querySelector(`[data-tool="${name}"]`).addEventListener("click", run);
+      }
+      return card;
+    }
+
+    _renderCard(card, c, i, of, edits) {
+      const name = this.name(c);
+      const set = (selector, values) => Object.assign(card.querySelector(selector), values);
+      card.setAttribute("aria-label", words("criterion_of", { name, of }));
+      set(".criterion-number", { textContent: String(i + 1) });
+      const text = card.querySelector("textarea");
+      if (text.value !== c.text) text.value = c.text;
+      text.setAttribute("aria-label", name);
+      this._fit(text);
+      const share = card.querySelector(".share");
+      share.hidden = c.weight === null;
+      const input = share.querySelector("input");
+      input.setAttribute("aria-label", words("share_of", { name }));
+      const shown = c.weight === null ? "" : String(percent(c.weight));
+      if (input.value !== shown && (document.activeElement !== input || !this.typing)) input.value = shown;
+      this._renderSelects(card, c);
+      set("[data-tool=up]", { disabled: i === 0 });
+      set("[data-tool=down]", { disabled: i === of - 1 });
+      set("[data-tool=merge]", { disabled: of < 2 });
+      this._renderMarks(card, c, edits);
+      this._renderHint(card, c);
+    }
+
+    _renderSelects(card, c) {
+      const axis = card.querySelector("[data-field=axis]");
+      for (const group of axis.querySelectorAll("optgroup")) {
+        group.hidden = group.disabled = group.dataset.tier !== c.tier && ![...group.children].some((o) => o.value === c.axis);
+      }
+      const known = [...axis.options].some((option) => option.value === (c.axis || ""));
+      if (!known) axis.add(new Option(c.axis, c.axis)); // as set, so as text
+      axis.value = c.axis || "";
+      card.querySelector("[data-field=tier]").value = c.tier;
+      const kind = card.querySelector("[data-field=kind]");
+      kind.value = c.kind || "";
+      kind.closest("label").hidden = c.tier !== "veto";
+      axis.closest("label").hidden = c.tier === "veto";
+      const said = c.tier === "veto" ? kind : axis;
+      card.querySelector(".criterion-label").textContent = said.value ? said.selectedOptions[0].textContent : "";
+    }
+
+    _renderMarks(card, c, edits) {
+      const marks = card.querySelector(".criterion-marks");
+      marks.replaceChildren(...edits.map((what) => make("span", "pill warn", words("mark_" + what))));
+      const was = card.querySelector(".criterion-was");
+      const before = this.byId.get(c.id);
+      was.hidden = !before || before.text === c.text;
+      if (!was.hidden) showChanges(was.querySelector("span"), before.text, c.text);
+    }
+
+    _renderHint(card, c) {
+      const before = this.byId.get(c.id);
+      const changed = c.text.trim() && (!before || before.text !== c.text);
+      const codes = changed ? this.hints.get(c.text) : [];
+      const hint = card.querySelector(".criterion-hint");
+      hint.hidden = !codes || !codes.length;
+      hint.textContent = (codes || []).map((code) => words("hint_" + code)).join(" ");
+      if (changed && !codes) this._askHints();
+    }
+
+    /* Asks what may keep a judge from deciding sentences that were changed. */
+    _askHints() {
+      const address = this.data.addresses.hints;
+      if (!address) return;
+      clearTimeout(this.hintTimer);
+      this.hintTimer = setTimeout(async () => {
+        const texts = this.answer.criteria.map((c) => c.text).filter((t) => t.trim() && !this.hints.has(t));
+        if (!texts.length) return;
+        try {
+          const reply = await fetch(address, {
+            method: "POST",
+            headers: { "Content-Type": "application/json", "X-CSRF-Token": this.store.csrf },
+            body: JSON.stringify({ texts }),
+          });
+          if (!reply.ok) return;
+          const { hints } = await reply.json();
+          texts.forEach((text, i) => this.hints.set(text, hints[i]));
+          for (const c of this.answer.criteria) this._renderHint(this.cards.get(c.id), c);
+        } catch {
+          // Hints are a help; without a connection there are none.
+        }
+      }, HINT_DELAY);
+    }
+
+    /* What was removed stays in view, struck through, and can be put back. */
+    _renderRemoved(edits) {
+      for (const tier of D.TIERS) {
+        const gone = edits.filter((e) => e.what === "removed" && this.byId.get(e.criterion).tier === tier);
+        const box = this.tierPart(tier, "removed");
+        box.hidden = !gone.length;
+        box.replaceChildren(
+          ...gone.map((e) => {
+            const line = make("li", "removed");
+            const back = make("button", "quiet", words("put_back"));
+            back.type = "button";
+            const text = this.byId.get(e.criterion).text;
+            back.setAttribute("aria-label", `${words("put_back")}: ${text}`);
+            back.addEventListener("click", () => this.restore(e.criterion));
+            line.append(make("del", "", text), back);
+            return line;
+          }),
+        );
+      }
+    }
+
+    _renderBar(edits) {
+      const accept = this.root.querySelector("[data-do=accept]");
+      const label = edits.length ? words("accept_edits", { n: edits.length }) : words("accept");
+      accept.querySelector("span").textContent = label;
+      const reason = this.part("reason");
+      if (reason.value !== this.answer.reason) reason.value = this.answer.reason;
+      this.part("disputed").checked = this.answer.disputed;
+      if (this.locked) return;
+      this.root.querySelector("[data-do=undo]").disabled = !this.past.length;
+      this.root.querySelector("[data-do=redo]").disabled = !this.future.length;
+    }
+
+    _markCurrent() {
+      for (const [id, card] of this.cards) {
+        const now = id === this.current;
+        card.classList.toggle("current", now);
+        card.tabIndex = now || (!this.current && id === this.shownOrder()[0]) ? 0 : -1;
+        this._fit(card.querySelector("textarea"));
+      }
+      const own = this.inTier("proficiency");
+      [...this.tierPart("proficiency", "shares").children].forEach((piece, i) => {
+        piece.dataset.current = own[i] && own[i].id === this.current ? "yes" : "";
+      });
+    }
+
+    _fit(text) {
+      if (CSS.supports("field-sizing", "content")) return;
+      text.style.height = "auto";
+      text.style.height = `${text.scrollHeight + 2}px`;
+    }
+
+    _listen() {
+      const does = {
+        undo: () => this.undo(),
+        redo: () => this.redo(),
+        accept: () => this.accept(),
+        reject: () => this.reject(),
+        help: () => this.part("help").showModal(),
+      };
+      this.root.addEventListener("click", (event) => {
+        const button = event.target.closest("[data-do], [data-add]");
+        if (!button || button.disabled) return;
+        if (button.dataset.add) this.add(button.dataset.add);
+        else if (does[button.dataset.do]) does[button.dataset.do]();
+      });
+      const reason = this.part("reason");
+      reason.addEventListener("input", () => this.change({ reason: reason.value }, "reason"));
+      const disputed = this.part("disputed");
+      disputed.addEventListener("change", () => this.change({ disputed: disputed.checked }));
+      const dialog = this.part("reject");
+      dialog.querySelector("form").addEventListener("submit", (event) => {
+        if (event.submitter.value === "reject") this._rejected(dialog.querySelector("textarea").value);
+      });
+    }
+
+    /* ---- names in the choice between two versions ---- */
+
+    _label(path, mine, theirs) {
+      if (path[0] !== "criteria") return words("field_" + path[0]);
+      if (path[1] === "order") return words("field_order");
+      const all = [...mine.criteria, ...theirs.criteria];
+      const c = all.find((one) => one.id === path[1]);
+      const text = c ? c.text.slice(0, 60) + (c.text.length > 60 ? " …" : "") : "";
+      return path.length === 2 ? words("field_criterion") : `${words("field_" + path[2])}: ${text}`;
+    }
+
+    _value(path, value) {
+      const name = path.at(-1);
+      if (value === undefined || value === null || value === "") return words("nothing");
+      if (name === "weight") return `${percent(value)} %`;
+      if (typeof value === "boolean") return words(value ? "yes" : "no");
+      if (name === "order") {
+        const text = (id) => (this.at(id) || this.byId.get(id) || { text: id }).text.slice(0, 40);
+        return value.map((id, i) => `${i + 1}. ${text(id)}`).join("\n");
+      }
+      if (["tier", "axis", "kind"].includes(name)) {
+        const options = document.getElementById("criterion-template").content.querySelector(`[data-field="${name}"]`).options;
+        const option = [...options].find((one) => one.value === value);
+        return option ? option.textContent : String(value);
+      }
+      return typeof value === "object" ? value.text || JSON.stringify(value) : String(value);
+    }
+  }
+  Review.RubricEditor = RubricEditor;
+
+  /* In the application the page holds one editor and its data. */
+  const data = document.getElementById("rubric-data");
+  if (data) {
+    const store = new Review.OnlineStore();
+    const root = document.querySelector("[data-rubric-editor]");
+    const given = JSON.parse(data.textContent);
+    Review.editor = new RubricEditor(root, given, store);
+    Review.editor.start();
+    Review.deliverLeftovers(store, { except: given.assignment });
+  }
+})();
