@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import promedical
@@ -26,7 +27,9 @@ commands:
   quickstart     from physicians' answers to an aligned model and a report, on this machine
   data VERB      a corpus of graded answers: build, its stages, report, purge
   score FILE     S1, S2, S3, reward and preference for rows whose verdicts are known
+  review VERB    physicians in the loop: rounds on rubrics, double-blind adjudication
   rm VERB        a reward model: train, plan, doctor, serve
+  policy VERB    a policy against the rubric: probe, grpo, dpo, rloo, compare, export
   audit FILE     what is violated in answers, how sure that is, and what to look at
   bench VERB     measure graders and policies on suites, and compare them: run, report
 
@@ -36,7 +39,15 @@ commands:
 Research use only: no medical device, and a clinician has to read what a model writes.
 """
 
-COMMANDS = ("quickstart", "data", "score", "rm", "audit", "bench")
+# Each has HELP and VERBS, verb → function of the arguments.
+VERBS_OF = {
+    "data": "promedical.corpus.commands",
+    "review": "promedical.review.commands",
+    "rm": "promedical.reward_model.commands",
+    "policy": "promedical.policy.commands",
+    "bench": "promedical.bench.commands",
+}
+COMMANDS = ("quickstart", "data", "score", "review", "rm", "policy", "audit", "bench")
 
 QUICKSTART = """\
 Run the whole method in small on the demo corpus: data, controlled degradation, reward model,
@@ -111,18 +122,14 @@ def _run(arguments: list[str]) -> int:
     try:
         if command == "quickstart":
             return _quickstart(rest)
-        if command == "data":
-            return _data(rest)
         if command == "score":
             return _score(rest)
-        if command == "rm":
-            return _rm(rest)
         if command == "audit":
             from promedical.audit.commands import main as audit
 
             return audit(rest)
-        if command == "bench":
-            return _bench(rest)
+        if command in VERBS_OF:
+            return _verb(command, rest)
     except SystemExit as stop:  # argparse after printing a command's help
         return int(stop.code or 0)
     return _unknown("command", command, list(COMMANDS), "promedical --help")
@@ -135,37 +142,15 @@ def _unknown(what: str, found: str, known: Sequence[str], help_: str) -> int:
     return _fail(f"unknown {what} {found!r}, did you mean {near!r}? See {help_}")
 
 
-def _data(argv: list[str]) -> int:
-    from promedical.corpus.commands import HELP, VERBS
-
+def _verb(command: str, argv: list[str]) -> int:
+    """A command with verbs: its module has their HELP and VERBS."""
+    commands = import_module(VERBS_OF[command])
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        print(commands.HELP, end="")
         return 0
-    if argv[0] not in VERBS:
-        return _unknown("verb", argv[0], list(VERBS), "promedical data --help")
-    return VERBS[argv[0]](argv[1:])
-
-
-def _rm(argv: list[str]) -> int:
-    from promedical.reward_model.commands import HELP, VERBS
-
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0
-    if argv[0] not in VERBS:
-        return _unknown("verb", argv[0], list(VERBS), "promedical rm --help")
-    return VERBS[argv[0]](argv[1:])
-
-
-def _bench(argv: list[str]) -> int:
-    from promedical.bench.commands import HELP, VERBS
-
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0
-    if argv[0] not in VERBS:
-        return _unknown("verb", argv[0], list(VERBS), "promedical bench --help")
-    return VERBS[argv[0]](argv[1:])
+    if argv[0] not in commands.VERBS:
+        return _unknown("verb", argv[0], list(commands.VERBS), f"promedical {command} --help")
+    return int(commands.VERBS[argv[0]](argv[1:]))
 
 
 def _quickstart(argv: list[str]) -> int:
