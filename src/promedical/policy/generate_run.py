@@ -243,11 +243,12 @@ def _local(
         try:
             path = resolve(policy)
             tokenizer = AutoTokenizer.from_pretrained(path)
-            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         except (OSError, ValueError) as error:
             raise GenerateError(f"{policy}: cannot be loaded: {error}") from None
     if tokenizer.chat_template is None:
         raise GenerateError(f"{policy}: the tokenizer has no chat template, expected one")
+    model = model.to(device).eval()
     limit = getattr(model.config, "max_position_embeddings", None)
     lengths = {row.id: len(prompt_ids(tokenizer, row)) for row in rows}
     fitting = []

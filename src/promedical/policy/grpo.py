@@ -37,6 +37,7 @@ from promedical.policy.run_folder import (
     quiet,
     read_result,
     resolve,
+    same_order,
     save_merged,
     saved_weights,
     trainer_arguments,
@@ -271,7 +272,7 @@ def _trainer(
         reward.observers.append(same_violations)
     found = reward_functions(reward, recipe.advantages, recipe.tiers)
     functions = [_Timed(function, clock) for function in found.functions]
-    trainer_class: Any = GRPOTrainer if method == "grpo" else RLOOTrainer
+    trainer_class = same_order(GRPOTrainer if method == "grpo" else RLOOTrainer)
     if recipe.overlap:
         ahead = Ahead(reward.grader)
         reward.grader = ahead

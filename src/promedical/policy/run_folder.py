@@ -39,6 +39,7 @@ __all__ = [
     "renamed",
     "replace_text",
     "resolve",
+    "same_order",
     "save_merged",
     "saved_weights",
     "trainer_arguments",
@@ -180,6 +181,35 @@ def last_checkpoint(folder: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
+def same_order(trainer_class: Any) -> Any:
+    """TRL's GRPO or RLOO trainer, whose instructions come in the same order after a kill.
+
+    TRL 1.16 draws each epoch's order from a generator that a resumed run starts anew, so that from
+    the second epoch on it would go on in the order of the first. Here an epoch's order follows from
+    the seed and its number, which transformers' trainer tells samplers that have `set_epoch`.
+    """
+    from trl.trainer.utils import RepeatSampler
+
+    class EpochSampler(RepeatSampler):  # type: ignore[misc]
+        def set_epoch(self, epoch: int) -> None:
+            self.generator.manual_seed(self.seed + epoch)
+
+    class SameOrder(trainer_class):  # type: ignore[misc]
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            of_trl = super()._get_train_sampler(dataset)
+            return EpochSampler(
+                of_trl.data_source,
+                of_trl.mini_repeat_count,
+                of_trl.batch_size,
+                of_trl.repeat_count,
+                of_trl.shuffle,
+                of_trl.seed,
+            )
+
+    SameOrder.__name__ = trainer_class.__name__
+    return SameOrder
+
+
 # --- the folder -----------------------------------------------------------------------------------
 
 
@@ -307,7 +337,7 @@ def trainer_arguments(settings: PolicyTraining, folder: Path, *, seed: int) -> d
     }
 
 
-def batches(total: int, micro_batch: int | None) -> dict[str, int]:
+def batches(total: int, micro_batch: int | None) -> dict[str, Any]:
     """How a step of so many answers or pairs is spread over devices and backward passes.
 
     Raises:
