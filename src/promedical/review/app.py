@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -114,8 +114,8 @@ def create_app(settings: ReviewSettings) -> FastAPI:
         module = f"promedical.review.{name}"
         if importlib.util.find_spec(module) is not None:
             app.include_router(importlib.import_module(module).router())
-    _errors(app)
-    app.add_middleware(Guard, settings=settings)
+    fault = _errors(app)
+    app.add_middleware(Guard, settings=settings, fault=fault)
     return app
 
 
@@ -163,8 +163,8 @@ def _saving() -> APIRouter:
     return router
 
 
-def _errors(app: FastAPI) -> None:
-    """Errors as pages, or as JSON under /api/; never with a traceback, which goes to the log."""
+def _errors(app: FastAPI) -> Callable[[Request], Response]:
+    """Errors as pages, or as JSON under /api/, never with a traceback; returns that of a fault."""
 
     def answer(request: Request, status: int, key: str) -> Response:
         if request.url.path.startswith("/api/"):
@@ -197,13 +197,11 @@ def _errors(app: FastAPI) -> None:
     def wrong_method(request: Request, error: Exception) -> Response:
         return answer(request, 405, "not_found")
 
-    @app.exception_handler(Exception)
-    def fault(request: Request, error: Exception) -> Response:
-        return answer(request, 500, "fault")
-
     # FastAPI's own handler would send back what was given, and with it somebody's text.
     from fastapi.exceptions import RequestValidationError
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: Exception) -> Response:
         return answer(request, 422, "invalid")
+
+    return lambda request: answer(request, 500, "fault")

@@ -2,8 +2,9 @@
 
 `Database.read()` and `Database.write()` give a session for one transaction; a write is committed
 when its block ends, before anything is told to a browser. SQLite runs with WAL, full sync, foreign
-keys and secure delete; writes take turns inside the process and wait for other processes. Left to
-others: the tables (`tables`), bringing them up to date (`migrate`).
+keys and secure delete; writes take turns inside the process and wait for other processes. Errors
+of the database name no values, which may be somebody's text. Left to others: the tables (`tables`),
+bringing them up to date (`migrate`).
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ def _sqlite(url: URL) -> Engine:
     # Made by us, so that nobody else may read it at any moment; -wal and -shm take its mode.
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     path.chmod(0o600)
-    engine = create_engine(url, pool_size=16, max_overflow=48, pool_timeout=60)
+    engine = create_engine(
+        url, pool_size=16, max_overflow=48, pool_timeout=60, hide_parameters=True
+    )
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, record: Any) -> None:
@@ -131,7 +134,14 @@ def _sqlite(url: URL) -> Engine:
 
 
 def _postgresql(url: URL) -> Engine:
-    return create_engine(url, pool_size=16, max_overflow=24, pool_timeout=60, pool_pre_ping=True)
+    return create_engine(
+        url,
+        pool_size=16,
+        max_overflow=24,
+        pool_timeout=60,
+        pool_pre_ping=True,
+        hide_parameters=True,
+    )
 
 
 def lock_audit_log(session: Session) -> None:

@@ -4,16 +4,21 @@ one line in the log.
 The policy allows scripts, styles, pictures and connections of this server alone, nothing inline, no
 frames. What changes something has to come from our own pages (Sec-Fetch-Site, else Origin), beside
 the CSRF token. The log has method, route without its query, status, milliseconds and the reviewer's
-id; never a text, a name or an address.
+id; never a text, a name or an address. A fault of ours is logged as its kind and where it happened:
+the message of an error may hold what somebody wrote.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -48,8 +53,11 @@ class TooLarge(Exception):
 class Guard:
     """The middleware; see the module."""
 
-    def __init__(self, app: ASGIApp, settings: ReviewSettings) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ReviewSettings, fault: Callable[[Request], Response]
+    ) -> None:
         self.app = app
+        self.fault = fault
         self.limit = settings.max_body_bytes
         self.own = urlsplit(settings.public_url).netloc
         self.headers = dict(HEADERS)
@@ -94,6 +102,10 @@ class Guard:
         except TooLarge:
             if not begun:
                 await _refuse(with_headers, 413)
+        except Exception as error:
+            _log_fault(error)
+            if not begun:
+                await self.fault(Request(scope))(scope, receive, with_headers)
         finally:
             _log(scope, status, time.perf_counter() - started)
 
@@ -125,6 +137,12 @@ async def _refuse(send: Send, status: int) -> None:
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _log_fault(error: BaseException) -> None:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = " < ".join(f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno}" for f in reversed(frames))
+    logger.error("fault %s at %s", type(error).__name__, where)
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
