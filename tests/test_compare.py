@@ -26,6 +26,7 @@ from promedical.policy.compare_recipe import (
     JudgeSettings,
 )
 from promedical.policy.settings import DpoSettings, OnlineSettings
+from promedical.provenance import check
 from promedical.recipe import RecipeError
 from promedical.records import (
     GradedInstruction,
@@ -152,7 +153,8 @@ def test_every_system_is_trained_measured_and_reported(
     for name in ("results.json", "tables.md", "report.html", "curves.svg"):
         text = (out / name).read_text()
         assert SECRET not in text
-        assert str(tmp_path) not in text or name == "results.json"
+        assert str(tmp_path) not in text
+    assert check(found) == []
     assert SECRET not in caplog.text
     assert all("done in" in line for line in plan_lines(chosen)[:-1])
 

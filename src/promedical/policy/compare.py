@@ -35,7 +35,7 @@ from promedical.policy.compare_recipe import (
     plain_settings,
 )
 from promedical.progress import Stages
-from promedical.provenance import code_state, provenance
+from promedical.provenance import code_state, portable, provenance
 from promedical.records import GradedInstruction, read_dataset
 from promedical.rubric import RewardSpec
 
@@ -343,7 +343,7 @@ def results(run: Run) -> dict[str, Any]:
     }
     data = finished["data"]["result"]
     return {
-        "settings": plain_settings(recipe),
+        "settings": _portable_settings(recipe),
         "reference": recipe.reference,
         "labels": {name: SYSTEMS[name].label for name in in_order},
         **measured,
@@ -369,11 +369,24 @@ def results(run: Run) -> dict[str, Any]:
         ],
         "provenance": provenance(
             seed=recipe.seeds[0],
-            recipe=plain_settings(recipe),
+            recipe=_portable_settings(recipe),
             data_fingerprint=data["sides"]["bench"]["fingerprint"],
         )
         | _code(finished),
     }
+
+
+def _portable_settings(recipe: CompareRecipe) -> dict[str, Any]:
+    """The settings with paths that mean the same on another machine."""
+    found = plain_settings(recipe)
+    for section, names in (("judges", ("model", *JUDGES)), ("data", ("rows",))):
+        for name in names:
+            value = found[section][name]
+            if value is not None and Path(value).exists():
+                found[section][name] = portable(value)
+    if Path(found["model"]).exists():
+        found["model"] = portable(found["model"])
+    return found
 
 
 def _code(finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
