@@ -273,14 +273,14 @@ def test_agreement_needs_no_third_and_disagreement_goes_to_one(database) -> None
         found = {i.instruction_id: i for i in read_items(session, made.round_id)}
     assert found["row-000"].complete
     assert found["row-001"].complete
-    settled = found["row-001"].consensus()[key, "food"]
+    settled = found["row-001"].consensus[key, "food"]
     assert (settled.standing, settled.gold) == (Standing.ADJUDICATED, Verdict.UNMET)
     assert [(b.third, b.verdict.value, b.blind) for b in settled.ballots] == [
         (False, settled.ballots[0].verdict.value, None),
         (False, settled.ballots[1].verdict.value, None),
         (True, "unmet", Verdict.UNMET),
     ]
-    others = {c for leaf, c in found["row-001"].consensus().items() if leaf != (key, "food")}
+    others = {c for leaf, c in found["row-001"].consensus.items() if leaf != (key, "food")}
     assert {c.standing for c in others} == {Standing.AGREED}
     with database.read() as session:
         actions = set(session.scalars(select(AuditEvent.action)))
@@ -311,7 +311,7 @@ def test_the_blind_judgment_is_kept_and_the_revised_one_counts(sqlite) -> None:
     put(sqlite, asked, {**revised, "blind": shown["blind"]}, base=1, finish=True)
     with sqlite.read() as session:
         (read,) = read_items(session, made.round_id)
-    (settled,) = [c for c in read.consensus().values() if c.standing is Standing.ADJUDICATED]
+    (settled,) = [c for c in read.consensus.values() if c.standing is Standing.ADJUDICATED]
     assert settled.gold is Verdict.MET
     assert (settled.ballots[2].verdict, settled.ballots[2].blind) == (Verdict.MET, Verdict.ABSTAIN)
 
@@ -330,7 +330,7 @@ def test_two_who_cannot_say_are_contested_without_a_third(sqlite) -> None:
     assert given(sqlite, third) == []
     with sqlite.read() as session:
         (read,) = read_items(session, made.round_id)
-    reasons = {leaf[1]: c.reason for leaf, c in read.consensus().items()}
+    reasons = {leaf[1]: c.reason for leaf, c in read.consensus.items()}
     assert reasons == {"dose": "", "food": "cannot say", "kind": "guidelines differ", "harm": ""}
     assert read.complete
 

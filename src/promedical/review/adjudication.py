@@ -16,6 +16,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import func, select
@@ -357,7 +358,7 @@ class ReadItem:
         """The responses' keys."""
         return [response["key"] for response in self.content["responses"]]
 
-    @property
+    @cached_property
     def rubric(self) -> Rubric:
         """The rubric as the project's type."""
         rubric = from_dict(
@@ -380,6 +381,7 @@ class ReadItem:
         """Whether a third reader was asked."""
         return any(reading.part == "third" for reading in self.readings)
 
+    @cached_property
     def consensus(self) -> dict[tuple[str, str], Consensus]:
         """(response key, criterion id) → what the votes come to, for every criterion."""
         votes: dict[tuple[str, str], list[Ballot]] = defaultdict(list)
@@ -401,7 +403,7 @@ class ReadItem:
         if len(self.firsts) < self.first_readers:
             return {}
         asked: dict[str, list[str]] = defaultdict(list)
-        for (key, criterion_id), found in self.consensus().items():
+        for (key, criterion_id), found in self.consensus.items():
             if found.standing is Standing.NEEDS_THIRD:
                 asked[key].append(criterion_id)
         return dict(asked)
@@ -410,7 +412,7 @@ class ReadItem:
     def complete(self) -> bool:
         """Whether every criterion has a gold verdict or is contested."""
         unfinished = (Standing.PENDING, Standing.NEEDS_THIRD)
-        return all(found.standing not in unfinished for found in self.consensus().values())
+        return all(found.standing not in unfinished for found in self.consensus.values())
 
 
 def read_items(session: Session, round_id: str, *, secret: bool = False) -> list[ReadItem]:

@@ -51,6 +51,7 @@ Bools = NDArray[np.bool_]
 LABELS = tuple(VERDICTS)  # met, unmet, cannot_say; for a veto met means violated
 CANNOT_SAY = LABELS.index("cannot_say")
 RESAMPLES = 1_000
+_TIER_ORDER = {tier.value: number for number, tier in enumerate(Tier)}
 _CODE = {verdict: code for code, verdict in enumerate(VERDICTS.values())}
 _SIDE = {"first_better_much": "first", "first_better": "first", "tie": "tie"} | {
     "second_better": "second",
@@ -101,7 +102,7 @@ def leaves_of(items: Sequence[ReadItem]) -> Leaves:
     for number, item in enumerate(items):
         if not item.firsts:
             continue
-        found = item.consensus()
+        found = item.consensus
         judged = _judge(item)
         for key in item.keys:
             for criterion in item.rubric.criteria:
@@ -215,7 +216,7 @@ def _standings(items: Sequence[ReadItem]) -> Json:
     counts: dict[str, Counter[str]] = {tier.value: Counter() for tier in Tier}
     for item in items:
         tier_of = {c.id: c.tier.value for c in item.rubric.criteria}
-        for (_, criterion_id), found in item.consensus().items():
+        for (_, criterion_id), found in item.consensus.items():
             counts[tier_of[criterion_id]][found.standing.value] += 1
     return {tier: dict(count) for tier, count in counts.items()}
 
@@ -237,7 +238,8 @@ def _criteria(cast: Leaves, with_cannot_say: bool, bootstrap: Bootstrap) -> Json
         return _group(labels[keep], names, cast.instruction[keep], bootstrap)
 
     def groups(values: NDArray[np.object_]) -> Json:
-        found = sorted({v for v in values if v is not None})
+        present = {v for v in values if v is not None}
+        found = sorted(present, key=lambda v: (_TIER_ORDER.get(v, 0), v))
         return {name: group(values == name) for name in found}
 
     return {
@@ -389,7 +391,7 @@ def lexicographic_test(items: Sequence[ReadItem], bootstrap: Bootstrap) -> Json:
     own: list[tuple[int, str, str]] = []
     gold: list[tuple[int, str, str]] = []
     for number, item in enumerate(items):
-        found = item.consensus() if item.complete and item.firsts else None
+        found = item.consensus if item.complete and item.firsts else None
         agreed = (
             None if found is None else _rule(item, {leaf: c.verdict for leaf, c in found.items()})
         )
