@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
 from promedical.corpus.build_recipe import BuildRecipe
-from promedical.policy.grpo import GrpoRecipe
+from promedical.policy.compare_recipe import CompareRecipe
+from promedical.policy.recipe import PolicyRecipe, check_method
 from promedical.quickstart import QuickstartRecipe
 from promedical.recipe import load_recipe
 from promedical.reward_model.recipe import RewardModelRecipe
@@ -19,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "recipes"
 CLASSES: dict[str, type[Any]] = {
     "quickstart": QuickstartRecipe,
-    "grpo": GrpoRecipe,
+    "policy": PolicyRecipe,
+    "compare": CompareRecipe,
     "rm": RewardModelRecipe,
     "ablations": RewardModelRecipe,
     "corpus": BuildRecipe,
@@ -32,7 +35,12 @@ FILES = sorted(
 
 
 def load(name: str) -> Any:
-    kind = name.split("/")[0].removesuffix(".yaml").split("-")[0]
+    folder, _, file = name.rpartition("/")
+    kind = folder or file.removesuffix(".yaml").split("-")[0]
+    # Of policies there are comparisons too, and ablations are of both kinds of model.
+    first = file.split("-")[0]
+    if first in ("policy", "compare"):
+        kind = first
     return load_recipe(CLASSES[kind], RECIPES / name)
 
 
@@ -44,6 +52,41 @@ def test_a_recipe_loads_and_says_more_than_the_defaults(name):
     assert not any(
         Path(value).is_absolute() for value in vars(found).values() if isinstance(value, str)
     )
+
+
+POLICIES = [name for name in FILES if isinstance(load(name), PolicyRecipe)]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_recipe_is_for_its_method_and_writes_to_a_folder_of_its_own(name):
+    found = load(name)
+    check_method(found)
+    stem = Path(name).stem
+    assert found.method == (stem.split("-")[0] if stem[:4] in ("rloo", "dpo-") else "grpo")
+    assert Path(found.out).name == stem
+
+
+@pytest.mark.parametrize("name", ["policy/grpo-qwen3-8b.yaml", "policy/grpo-llama3-8b.yaml"])
+def test_the_papers_values_of_grpo(name):
+    train = load(name).train
+    assert (train.num_generations, train.beta, train.learning_rate) == (8, 0.04, 1e-6)
+    assert (train.loss_type, train.scale_rewards, train.advantages) == ("grpo", "group", "scalar")
+    assert train.lora_rank == 0
+
+
+def test_a_policys_ablation_differs_from_the_whole_in_one_thing():
+    whole = load("policy/grpo-qwen3-8b.yaml")
+    for name, wanted in {
+        "no-veto": {"lam": 0.0, "ablation": "no_veto"},
+        "no-bonus-margin": {"beta": 0.0, "ablation": "no_bonus_margin"},
+        "without-safety-data": {},
+        "without-criteria": {},
+    }.items():
+        found = load(f"ablations/policy-{name}.yaml")
+        differing = {k for k, v in vars(found).items() if v != vars(whole)[k]} - {"out"}
+        assert differing == ({"reward", "asks"} if name == "without-criteria" else {"reward"})
+        assert found.reward.reward == replace(whole.reward.reward, **wanted)
+        assert (found.reward.grader == whole.reward.grader) == bool(wanted)
 
 
 @pytest.mark.parametrize("name", ["rm-qwen3-8b.yaml", "rm-llama3-8b.yaml"])

@@ -14,6 +14,7 @@ that a module's own function could decide.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -228,6 +229,7 @@ def _reward(recipe: PolicyRecipe, rows: Sequence[GradedInstruction]) -> Any:
     from promedical.policy.specification import open_grader
 
     told = recipe.reward
+    _own_gpu()
     if recipe.asks == "criteria":
         return RubricReward.from_rows(
             open_grader(told),
@@ -237,6 +239,14 @@ def _reward(recipe: PolicyRecipe, rows: Sequence[GradedInstruction]) -> Any:
             soft_s1=told.soft_s1,
         )
     return ImplicitReward(_scalar_grader(recipe), rows, recipe.asks)
+
+
+def _own_gpu() -> None:
+    """Make "cuda" this process's GPU, before the reward model is loaded to it."""
+    import torch
+
+    if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
 def _scalar_grader(recipe: PolicyRecipe) -> Any:

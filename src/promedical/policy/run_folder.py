@@ -367,6 +367,11 @@ def saved_weights(trainer: Any, settings: PolicyTraining, output: Path) -> None:
     trainer.accelerator.wait_for_everyone()
     if first_process():
         _only_weights(staging)
+        if not any(staging.glob("*.safetensors")):
+            raise ValueError(
+                f"{staging}: holds no weights; sharded ones are not gathered with FSDP's "
+                "SHARDED_STATE_DICT, expected FULL_STATE_DICT, or ZeRO-3"
+            )
         shutil.rmtree(output / name, ignore_errors=True)
         os.replace(staging, output / name)
 
@@ -383,7 +388,8 @@ def _only_weights(folder: Path) -> None:
     """Remove what is no part of a checkpoint that others load."""
     for name in ("README.md", CLOCK, "training_args.bin", "trainer_state.json"):
         (folder / name).unlink(missing_ok=True)
-    for pattern in ("optimizer*", "scheduler*", "rng_state*", "*.jsonl", "scaler*"):
+    for pattern in ("optimizer*", "scheduler*", "rng_state*", "*.jsonl", "scaler*", "global_step*",
+                    "latest", "zero_to_fp32.py"):  # fmt: skip
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
