@@ -1,133 +1,85 @@
-"""Overlap between sides, against a slow twin, and K-QA's own sides."""
+"""Grading ahead: the same grades, in parts that keep groups whole, and no more gradings."""
 
 from __future__ import annotations
 
-import re
+import threading
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from promedical.corpus.banks import with_universal
-from promedical.corpus.overlap import LIMITS, Limit, find_overlaps, normalise
-from promedical.demo.kqa import load_kqa
-from promedical.demo.models import cached_encoder, resolve_encoder
-from promedical.records import GradedInstruction, Message
-from promedical.rubric import Criterion, Rubric, Tier
+from promedical.policy.grpo import GrpoRecipe, train_grpo
+from promedical.policy.overlap import Ahead, cuts
+from promedical.records import Message
+from test_grpo import ROWS, RUBRIC, TextGrader
+from tiny_policy import save_tiny_policy
 
-WORDS = ("lisinopril", "eczema", "headache", "vaccination", "sunburn")
-ANY = {name: Limit(jaccard=0.0, cosine=2.0) for name in LIMITS}
+ASKED = (Message("user", "?"),)
 
 
-def row(row_id, question, reference=None, statements=()):
-    criteria = tuple(
-        Criterion(f"s{i}", Tier.PROFICIENCY, text, weight=1 / len(statements))
-        for i, text in enumerate(statements)
+class Threaded(TextGrader):
+    """Notes in which thread it was asked."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.threads: list[str] = []
+
+    def grade(self, *args: Any, **kwargs: Any) -> Any:
+        self.threads.append(threading.current_thread().name)
+        return super().grade(*args, **kwargs)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=9), st.integers(1, 12))
+def test_parts_hold_whole_groups(sizes: list[int], parts: int) -> None:
+    ids = [f"q{n}" for n, size in enumerate(sizes) for _ in range(size)]
+    found = cuts(ids, parts)
+    assert [i for first, last in found for i in range(first, last)] == list(range(len(ids)))
+    assert len(found) == min(parts, len(sizes))
+    for first, last in found:
+        assert last > first
+        assert not set(ids[first:last]) & {*ids[:first], *ids[last:]}
+
+
+def test_what_was_begun_is_not_graded_again() -> None:
+    grader = Threaded()
+    ahead = Ahead(grader)
+    ahead.begin(ASKED, ["ab", "b"], RUBRIC, operating_point="reward")
+    ahead.begin(ASKED, ["ab", "b"], RUBRIC, operating_point="reward")
+    ahead.begin(ASKED, ["never asked"], RUBRIC, operating_point="reward")
+    first = ahead.grade(ASKED, ["ab", "b"], RUBRIC, operating_point="reward")
+    assert first == ahead.grade(ASKED, ["ab", "b"], RUBRIC, operating_point="reward")
+    assert first == TextGrader().grade(ASKED, ["ab", "b"], RUBRIC, operating_point="reward")
+    assert len(ahead.grade(ASKED, ["other"], RUBRIC, operating_point="reward")) == 1
+    assert (ahead.forget(), ahead.forget()) == (1, 0)
+    assert grader.calls == 4
+
+
+def test_a_failure_is_raised_where_it_is_asked_for() -> None:
+    ahead = Ahead(Threaded(fail_at=(1,)))
+    ahead.begin(ASKED, ["ab"], RUBRIC, operating_point="reward")
+    with pytest.raises(RuntimeError, match="cannot read"):
+        ahead.grade(ASKED, ["ab"], RUBRIC, operating_point="reward")
+
+
+def test_a_run_grades_every_group_once_and_in_its_own_thread(tmp_path: Path) -> None:
+    tiny = save_tiny_policy(tmp_path / "tiny")
+    recipe = GrpoRecipe(
+        model=str(tiny),
+        steps=3,
+        max_seconds=None,
+        num_generations=4,
+        prompts_per_step=3,
+        max_completion_length=8,
+        learning_rate=1e-2,
+        overlap=2,
     )
-    rubric = with_universal(Rubric(criteria)) if criteria else None
-    return GradedInstruction(
-        id=row_id,
-        messages=(Message("user", question),),
-        source="test",
-        licence="none",
-        rubric=rubric,
-        reference=reference,
-    )
-
-
-def slow_jaccard(a: str, b: str) -> float:
-    def grams(text):
-        padded = " " + " ".join(re.findall(r"\w+|[<>≤≥=%+]", text.casefold())) + " "
-        return {padded[i : i + 4] for i in range(max(1, len(padded) - 3))}
-
-    return len(grams(a) & grams(b)) / len(grams(a) | grams(b))
-
-
-words = st.text(alphabet="ab c<.É", min_size=1, max_size=12).filter(normalise)
-
-
-@given(st.lists(words, min_size=1, max_size=5), st.lists(words, min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
-def test_jaccard_equals_the_obvious_way(first, second):
-    a = [row(f"a{i}", text) for i, text in enumerate(first)]
-    b = [row(f"b{i}", text) for i, text in enumerate(second)]
-    report = find_overlaps(a, b, limits=ANY)
-    got = {(o.first, o.second): o.jaccard for o in report.over}
-    assert got == {
-        (f"a{i}", f"b{j}"): pytest.approx(slow_jaccard(x, y), abs=1e-4)
-        for i, x in enumerate(first)
-        for j, y in enumerate(second)
-    }
-    assert report.compared["question"] == len(first) * len(second)
-    assert report.closest[0].jaccard == max(got.values())
-
-
-def test_equal_text_but_for_case_and_punctuation_is_an_overlap():
-    report = find_overlaps([row("a", "Is Flu  contagious?")], [row("b", "is flu contagious")])
-    (overlap,) = report.over
-    assert (overlap.field, overlap.first, overlap.second) == ("question", "a", "b")
-    assert overlap.jaccard == 1.0
-    assert overlap.cosine is None
-
-
-def test_answers_and_statements_are_compared_but_universal_criteria_are_not():
-    a = row("a", "One?", "Rest and drink enough water.", ["Rest is advised.", "Drink water daily."])
-    b = row("b", "Quite other", "Rest, and drink enough water!", ["Rest is advised"])
-    report = find_overlaps([a], [b])
-    assert sorted(o.field for o in report.over) == ["criterion", "reference"]
-    assert report.compared == {"question": 1, "reference": 1, "criterion": 2}
-
-
-def test_more_rows_than_a_block(monkeypatch):
-    monkeypatch.setattr("promedical.corpus.overlap._BLOCK", 2)
-    a = [row(f"a{i}", f"{word}") for i, word in enumerate(WORDS)]
-    report = find_overlaps(a, [row("b", a[4].messages[0].content)])
-    assert [(o.first, o.second, o.jaccard) for o in report.over] == [("a4", "b", 1.0)]
-
-
-class Directions:
-    """An encoder for which only the first letter counts."""
-
-    def encode(self, sentences):
-        return np.array([[3.0, 0.0] if s.startswith("a") else [0.0, 2.0] for s in sentences])
-
-
-def test_the_encoder_finds_other_wordings():
-    a, b = [row("a", "alpha one")], [row("b", "another thing"), row("c", "zeta")]
-    assert not find_overlaps(a, b).over
-    report = find_overlaps(a, b, encoder=Directions())
-    assert [(o.second, o.cosine) for o in report.over] == [("b", 1.0)]
-
-
-def test_nothing_to_compare():
-    report = find_overlaps([], [row("b", "Question")])
-    assert report.over == ()
-    assert report.closest == ()
-    assert report.compared == {"question": 0, "reference": 0, "criterion": 0}
-
-
-def sides():
-    kqa = load_kqa()
-    bench = kqa.bench + kqa.physicians
-    return [
-        (kqa.train, bench),
-        (kqa.calibration, bench),
-        (kqa.train, kqa.calibration),
-    ]
-
-
-def test_the_demo_corpus_has_no_overlap_between_its_sides():
-    for first, second in sides():
-        report = find_overlaps(first, second)
-        assert report.over == ()
-        assert report.compared["question"] == len(first) * len(second)
-
-
-@pytest.mark.skipif(cached_encoder() is None, reason="the embedded encoder is not in the cache")
-def test_the_demo_corpus_has_no_overlap_by_meaning_either():
-    encoder = resolve_encoder()
-    for first, second in sides():
-        report = find_overlaps(first, second, encoder=encoder)
-        assert report.over == ()
-        assert all(overlap.cosine is not None for overlap in report.closest)
+    grader = Threaded(fail_at=(2,))
+    result = train_grpo(recipe, ROWS, grader, tmp_path / "run")
+    assert grader.calls == 9
+    assert all(name.startswith("grading") for name in grader.threads)
+    assert [step.reward.failed for step in result.history] == [4, 0, 0]
+    assert [step.reward.groups for step in result.history] == [3, 3, 3]
+    with pytest.raises(ValueError, match="overlap: found 4, expected at most prompts_per_step = 3"):
+        GrpoRecipe(prompts_per_step=3, overlap=4)
