@@ -19,8 +19,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,16 @@ __all__ = [
     "add_reviewer",
     "chromium",
     "client_of",
+    "copied_sqlite",
     "database_url",
     "free_port",
+    "migrate_database",
     "page_of",
     "postgresql_cluster",
     "running",
     "serve_in_thread",
     "sqlite_url",
+    "start_chromium",
     "start_postgresql",
 ]
 
@@ -62,20 +66,30 @@ class Cluster:
     Args:
         port: on 127.0.0.1.
         process: the server.
+        template: a database whose tables are made, which others are copied from.
     """
 
     port: int
     process: subprocess.Popen[bytes]
+    template: str | None = None
 
-    def create(self) -> str:
-        """A new, empty database; returns its address."""
+    def create(self, *, empty: bool = False) -> str:
+        """A new database, with its tables unless it is to be empty; returns its address."""
         import psycopg
 
         name = f"review_{secrets.token_hex(6)}"
+        template = "template1" if empty else self._with_tables()
         admin = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         with psycopg.connect(admin, autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{name}"
+
+    def _with_tables(self) -> str:
+        if self.template is None:
+            url = self.create(empty=True)
+            migrate_database(url)
+            self.template = url.rsplit("/", 1)[-1]
+        return self.template
 
 
 def _binaries() -> Path | None:
@@ -150,31 +164,72 @@ def _wait_for_postgresql(port: int, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.05)
 
 
+# A test module that imports a session's fixture has one of its own; what it stands for is shared by
+# all modules of the run.
+CLUSTER = pytest.StashKey[Cluster]()
+BROWSER = pytest.StashKey[Any]()
+
+
+def _once(config: pytest.Config, key: Any, made: Callable[[], Any]) -> Any:
+    if key not in config.stash:
+        stack = ExitStack()
+        config.stash[key] = stack.enter_context(made())
+        config.add_cleanup(stack.close)
+    return config.stash[key]
+
+
 @pytest.fixture(scope="session")
-def postgresql_cluster() -> Iterator[Cluster]:
+def postgresql_cluster(request: pytest.FixtureRequest) -> Cluster:
     """One cluster for the whole run; a test makes its own database in it."""
     if _binaries() is None:
         pytest.skip("PostgreSQL's server binaries are not installed (Debian: postgresql)")
     try:
-        with start_postgresql("-c", "fsync=off") as cluster:
-            yield cluster
+        cluster: Cluster = _once(
+            request.config, CLUSTER, lambda: start_postgresql("-c", "fsync=off")
+        )
     except LookupError as error:
         pytest.skip(str(error))
+    return cluster
+
+
+def migrate_database(url: str) -> None:
+    """Make the tables, as `serve` does at its start."""
+    from promedical.review.database import Database
+    from promedical.review.migrate import upgrade
+
+    database = Database(url)
+    upgrade(database)
+    database.close()
+
+
+@cache
+def _sqlite_template() -> bytes:
+    with tempfile.TemporaryDirectory(prefix="promedical-review-") as folder:
+        path = Path(folder) / "review.sqlite3"
+        migrate_database(str(path))
+        return path.read_bytes()
+
+
+def copied_sqlite(folder: Path) -> str:
+    """A database whose tables are made, without the time that making them takes."""
+    path = folder / "review.sqlite3"
+    path.write_bytes(_sqlite_template())
+    return str(path)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A new database of each kind."""
+    """A new database of each kind, its tables made."""
     if request.param == "sqlite":
-        return str(tmp_path / "review.sqlite3")
+        return copied_sqlite(tmp_path)
     cluster: Cluster = request.getfixturevalue("postgresql_cluster")
     return cluster.create()
 
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
-    """A new SQLite database."""
-    return str(tmp_path / "review.sqlite3")
+    """A new SQLite database, its tables made."""
+    return copied_sqlite(tmp_path)
 
 
 @dataclass(frozen=True)
@@ -290,18 +345,26 @@ def client_of(server: Running, account: Account | None = None) -> Any:
     )
 
 
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """A headless browser for the whole run."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"{CHROMIUM} is not installed (Debian: chromium)")
-    with sync_api.sync_playwright() as playwright:
+@contextmanager
+def start_chromium() -> Iterator[Any]:
+    """A headless browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def chromium(request: pytest.FixtureRequest) -> Any:
+    """A headless browser for the whole run."""
+    pytest.importorskip("playwright.sync_api")
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"{CHROMIUM} is not installed (Debian: chromium)")
+    return _once(request.config, BROWSER, start_chromium)
 
 
 @pytest.fixture

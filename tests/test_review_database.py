@@ -16,11 +16,19 @@ from promedical.review.tables import AuditEvent, Base, Setting
 from review_server import database_url, postgresql_cluster  # noqa: F401
 
 
-def test_migrations_make_exactly_the_tables(database_url: str) -> None:  # noqa: F811
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return str(tmp_path / "review.sqlite3")
+    url: str = request.getfixturevalue("postgresql_cluster").create(empty=True)
+    return url
+
+
+def test_migrations_make_exactly_the_tables(empty_url: str) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    database = Database(database_url)
+    database = Database(empty_url)
     upgrade(database)
     upgrade(database)  # a second start changes nothing
     with database.engine.connect() as connection:

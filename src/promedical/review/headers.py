@@ -83,6 +83,11 @@ class Guard:
                 raise TooLarge
             return message
 
+        async def answer(message: Message) -> None:
+            # Whoever read the body may have made an answer of their own of TooLarge.
+            if taken <= self.limit or begun:
+                await with_headers(message)
+
         async def with_headers(message: Message) -> None:
             nonlocal status, begun
             if message["type"] == "http.response.start":
@@ -98,7 +103,9 @@ class Guard:
             elif scope["method"] not in SAFE and not self._ours(given):
                 await _refuse(with_headers, 403)
             else:
-                await self.app(scope, limited, with_headers)
+                await self.app(scope, limited, answer)
+                if not begun:
+                    raise TooLarge
         except TooLarge:
             if not begun:
                 await _refuse(with_headers, 413)
