@@ -31,10 +31,12 @@ __all__ = [
     "Edit",
     "add",
     "apply",
+    "common_scale",
     "diff",
     "edit",
     "edited",
     "find_problems",
+    "follows",
     "from_json",
     "hints",
     "merge",
@@ -371,7 +373,7 @@ def diff(before: Draft, after: Draft) -> tuple[Edit, ...]:
     kept = [id for id in old if id in new]
     came = [c for c in after if c.id not in old]
     used = {source for c in came for source in c.sources}
-    scale = _scale([(old[id], new[id]) for id in kept])
+    scale = common_scale([(old[id].weight, new[id].weight) for id in kept])
     found: list[Edit] = []
     for id, c in old.items():
         if id not in new:
@@ -437,28 +439,32 @@ def _field_edits(old: DraftCriterion, new: DraftCriterion, scale: float | None) 
     ]
     if old.weight != new.weight:
         echo = old.weight is None or new.weight is None
-        if not echo and scale is not None:
-            assert old.weight is not None
-            assert new.weight is not None
-            echo = math.isclose(new.weight, old.weight * scale, rel_tol=1e-6, abs_tol=1e-9)
+        if old.weight is not None and new.weight is not None:
+            echo = follows(old.weight, new.weight, scale)
         found.append(Edit("rescaled" if echo else "weight", old.id, old.weight, new.weight))
     return found
 
 
-def _scale(pairs: Sequence[tuple[DraftCriterion, DraftCriterion]]) -> float | None:
+def common_scale(pairs: Sequence[tuple[float | None, float | None]]) -> float | None:
     """The factor that most weights changed by, which is re-normalisation and nobody's edit.
 
     None if no two of several weights agree on one: then every change is an edit.
+
+    Args:
+        pairs: (before, after).
     """
-    ratios = sorted(
-        new.weight / old.weight for old, new in pairs if old.weight and new.weight is not None
-    )
+    ratios = sorted(new / old for old, new in pairs if old and new is not None)
     best, most = None, 0
     for start, ratio in enumerate(ratios):
         size = sum(math.isclose(r, ratio, rel_tol=1e-6) for r in ratios[start:])
         if size > most:
             best, most = ratio, size
     return best if most > 1 or len(ratios) == 1 else None
+
+
+def follows(old: float, new: float, scale: float | None) -> bool:
+    """Whether a weight changed by the common factor alone (`common_scale`)."""
+    return scale is not None and math.isclose(new, old * scale, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def _moved(

@@ -37,6 +37,7 @@ Anyone = Annotated[Person, Depends(current_reviewer)]
 Lead = Annotated[Person, Depends(require_role("lead"))]
 STATES = ("open", "accepted", "corrected", "rejected", "differ", "disputed", "contested")
 PAGE = 100
+FIELDS = ("decision", "reason", "disputed")
 
 
 def router() -> APIRouter:
@@ -409,31 +410,44 @@ def _changes(session: Session, item: Item) -> list[dict[str, Any]]:
         .where(Assignment.item_id == item.id)
         .order_by(Change.at.desc(), Change.version.desc())
     ).all()
-    return [
-        {"change": change, "name": name, "entries": [_entry(e) for e in change.entries]}
-        for change, name in found
-    ]
+    texts = {c["id"]: c["text"] for c in item.content["rubric"]["criteria"]}
+    for assignment in item.assignments:
+        texts |= {c["id"]: c["text"] for c in assignment.answer.get("criteria") or ()}
+    shown = []
+    for change, name in found:
+        echoes = _echoes(change.entries)
+        entries = [_entry(e, texts) for e in change.entries if e["path"] not in echoes]
+        shown.append({"change": change, "name": name, "entries": entries, "followed": len(echoes)})
+    return shown
 
 
-def _entry(entry: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "what": entry["what"],
-        "path": entry["path"].removeprefix("criteria/"),
-        "before": _plain(entry["from"]),
-        "after": _plain(entry["to"]),
+def _echoes(entries: Sequence[dict[str, Any]]) -> set[str]:
+    """Paths of the weights that only followed others."""
+    weights = {
+        e["path"]: (e["from"], e["to"])
+        for e in entries
+        if e["path"].endswith("/weight") and e["from"] is not None and e["to"] is not None
     }
+    scale = drafts.common_scale(list(weights.values()))
+    return {path for path, (old, new) in weights.items() if drafts.follows(old, new, scale)}
 
 
-def _plain(value: Any) -> str:
-    if value is None or value == "":
-        return "–"
+def _entry(entry: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
+    """A change for reading: which field, of which criterion, from what to what."""
+    path = entry["path"]
+    field = path.rpartition("/")[2] if path in FIELDS or path.count("/") == 2 else ""
+    of = path.split("/")[1] if path.startswith("criteria/") else ""
+    plain = {"what": entry["what"], "field": field, "of": texts.get(of, of) if field else ""}
+    if entry["what"] == "moved":
+        return plain | {"field": "order", "before": None, "after": None}
+    return plain | {"before": _side(entry["from"]), "after": _side(entry["to"])}
+
+
+def _side(value: Any) -> Any:
+    """One side of a change; of a whole criterion its text."""
     if isinstance(value, dict):
-        return str(value.get("text") or json.dumps(value, ensure_ascii=False))
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, list):
-        return ", ".join(_plain(v) for v in value)
-    return str(value)
+        return value.get("text") or "…"
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _by_tier(criteria: drafts.Draft | None) -> list[tuple[str, list[drafts.DraftCriterion]]]:

@@ -238,7 +238,7 @@ _ROUNDS = {
     "name": ("Name of the round", "轮次名称"),
     "file": ("Drafts (JSON lines)", "草稿（JSON lines 文件）"),
     "file_hint": (
-        "One instruction with its rubric a line, as `promedical data export` writes them. For a "
+        "One instruction with its rubric a line, in the form of this project's datasets. For a "
         "dataset folder on this machine use: promedical review round FOLDER",
         "每行一条指令及其评分标准。若数据集文件夹在本机，请使用：promedical review round 文件夹",
     ),
@@ -281,7 +281,6 @@ _ROUNDS = {
     "done": ("Done", "已完成"),
     "accepted_share": ("Without an edit", "未修改"),
     "per_item": ("Median an item", "每项中位用时"),
-    "per_criterion": ("Median a criterion", "每条中位用时"),
     "too_fast": ("under 2 s: too fast to read", "低于 2 秒：快于阅读速度"),
     "items": ("Items", "条目"),
     "item": ("Item", "条目"),
@@ -316,17 +315,14 @@ _ROUNDS = {
     ),
     "download": ("Download as JSON lines", "下载 JSON lines"),
     "changed": ("Done.", "已完成。"),
-    "back": ("Back to the round", "返回轮次"),
-    "draft": ("Draft", "草稿"),
     "versions": ("Versions", "版本"),
     "final": ("The rubric that counts", "最终评分标准"),
     "history": ("History", "修改历史"),
     "history_none": ("Nothing was changed yet.", "尚无修改。"),
-    "when": ("When (UTC)", "时间（UTC）"),
-    "who": ("Who", "人员"),
-    "what": ("What", "内容"),
-    "from": ("From", "修改前"),
-    "to": ("To", "修改后"),
+    "followed": (
+        "{n} weights followed, so that they sum to 100 %",
+        "{n} 个权重随之调整，使总和为 100%",
+    ),
     "version": ("version {n}", "版本 {n}"),
     "decide": ("Decide", "裁定"),
     "decide_hint": (

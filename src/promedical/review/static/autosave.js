@@ -335,7 +335,8 @@
      *                                 finished it and it was not acknowledged yet
      *   label(path) -> text           optional: a field's name in the choice between two versions
      *   value(path, value) -> text    optional: a field's value there
-     *   state(name, messages)         optional: saved saving unsent signin refused conflict elsewhere
+     *   state(name, messages)         optional: saved saving unsent signin refused conflict; returns
+     *                                 true if it showed the messages itself
      *   done(outcome)                 optional: after a finishing save was acknowledged
      */
     constructor(store, page) {
@@ -459,13 +460,25 @@
       this.retries = 0;
       if (outcome.is === "saved") return this._acknowledged(outcome.version);
       if (outcome.is === "conflict") return this._conflict(outcome);
-      this.clock.total += this.attempt.seconds;
-      this.draft = this.draft ?? this.attempt.answer;
+      this._refused(outcome);
+      return false;
+    }
+
+    /* What was refused stays a draft, and is sent again only after a change; what was only refused as
+     * finished is kept as unfinished. */
+    _refused(outcome) {
+      const { answer, seconds, finish } = this.attempt;
+      this.clock.total += seconds;
+      this.draft = this.draft ?? answer;
       this.attempt = null;
-      this._record();
       this._state("refused", outcome.messages);
       this._finished({ ...outcome });
-      return false;
+      if (finish) {
+        const now = this.page.read();
+        this.draft = same(now, this.saved) ? null : now;
+        if (this._unsent()) this._schedule(SAVE_DELAY);
+      }
+      this._record();
     }
 
     _acknowledged(version) {
@@ -576,8 +589,8 @@
     }
 
     _state(name, messages = []) {
-      this._say(name, messages);
-      if (this.page.state) this.page.state(name, messages);
+      const told = this.page.state && this.page.state(name, messages);
+      this._say(name, told ? [] : messages);
     }
 
     /* Shows the state in #save-state, and lasting trouble in #save-trouble. */

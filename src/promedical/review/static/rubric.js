@@ -109,9 +109,10 @@
           state: (name, messages) => this._saving(name, messages),
           done: () => this._done(),
         });
-        await this.autosave.start();
       }
       if (Review.RubricKeys) this.keys = new Review.RubricKeys(this);
+      if (this.autosave) await this.autosave.start();
+      this.root.dataset.ready = "yes";
       return this;
     }
 
@@ -311,7 +312,15 @@
 
     _saving(name, messages) {
       if (name === "conflict" || name === "refused") this._unlock();
-      if (name === "refused") this._tell(messages.map((message) => ({ say: message })));
+      if (name === "refused") this._tell(messages.map((message) => this._fault(message)));
+      return name === "refused";
+    }
+
+    /* A fault that the server found: in the reader's language if it is one of wording. */
+    _fault(message) {
+      const found = /^\[(\w+)\] criteria\[(\d+)\]/.exec(message);
+      const c = found && this.answer.criteria[Number(found[2])];
+      return c ? { id: c.id, say: `${this.name(c)}: ${words("hint_" + found[1])}` } : { say: message };
     }
 
     _faults() {
@@ -404,6 +413,7 @@
       );
       this.part("reference-box").hidden = !reference;
       this.part("reference").textContent = reference || "";
+      this.part("reference-box").open = !matchMedia("(max-width: 900px)").matches;
       for (const tier of D.TIERS) {
         const own = shared.filter((c) => c.tier === tier);
         const box = this.tierPart(tier, "shared");
