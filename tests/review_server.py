@@ -164,18 +164,8 @@ def _wait_for_postgresql(port: int, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.05)
 
 
-# A test module that imports a session's fixture has one of its own; what it stands for is shared by
-# all modules of the run.
+# A test module that imports a session's fixture has one of its own; the cluster is shared by all.
 CLUSTER = pytest.StashKey[Cluster]()
-BROWSER = pytest.StashKey[Any]()
-
-
-def _once(config: pytest.Config, key: Any, made: Callable[[], Any]) -> Any:
-    if key not in config.stash:
-        stack = ExitStack()
-        config.stash[key] = stack.enter_context(made())
-        config.add_cleanup(stack.close)
-    return config.stash[key]
 
 
 @pytest.fixture(scope="session")
@@ -183,13 +173,15 @@ def postgresql_cluster(request: pytest.FixtureRequest) -> Cluster:
     """One cluster for the whole run; a test makes its own database in it."""
     if _binaries() is None:
         pytest.skip("PostgreSQL's server binaries are not installed (Debian: postgresql)")
-    try:
-        cluster: Cluster = _once(
-            request.config, CLUSTER, lambda: start_postgresql("-c", "fsync=off")
-        )
-    except LookupError as error:
-        pytest.skip(str(error))
-    return cluster
+    config = request.config
+    if CLUSTER not in config.stash:
+        stack = ExitStack()
+        try:
+            config.stash[CLUSTER] = stack.enter_context(start_postgresql("-c", "fsync=off"))
+        except LookupError as error:
+            pytest.skip(str(error))
+        config.add_cleanup(stack.close)
+    return config.stash[CLUSTER]
 
 
 def migrate_database(url: str) -> None:
@@ -358,13 +350,14 @@ def start_chromium() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
-def chromium(request: pytest.FixtureRequest) -> Any:
-    """A headless browser for the whole run."""
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless browser for a module; while it is open, its thread can run no asyncio.run."""
     pytest.importorskip("playwright.sync_api")
     if not Path(CHROMIUM).exists():
         pytest.skip(f"{CHROMIUM} is not installed (Debian: chromium)")
-    return _once(request.config, BROWSER, start_chromium)
+    with start_chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
