@@ -62,8 +62,64 @@ _TASKS = {
     "kind_other": ("Something else", "其他"),
 }
 
+_OFFLINE = {
+    "for": ("For {name}", "审阅人：{name}"),
+    "band": (
+        "This file is for you alone. Do not add anything by which a patient could be recognised.",
+        "本文件仅供您本人使用。请勿填写任何可识别患者身份的信息。",
+    ),
+    "no_script": (
+        "This page needs JavaScript. It is in the file itself; nothing is loaded from elsewhere.",
+        "本页需要启用 JavaScript。脚本已包含在文件中，不会从外部加载任何内容。",
+    ),
+    "no_storage": (
+        "This browser keeps nothing for a page that is opened as a file, so your work would be "
+        "lost. Please open the file with another browser (Firefox, Chrome or Edge), not in a "
+        "private window.",
+        "此浏览器不会为以文件方式打开的页面保存数据，您的工作会丢失。"
+        "请改用其他浏览器（Firefox、Chrome 或 Edge）打开，且不要使用隐私窗口。",
+    ),
+    "title": ("Your items", "您的条目"),
+    "progress": ("{done} of {all} finished.", "已完成 {done} / {all}。"),
+    "all_done": (
+        "That was all – please save your answers and send the file back.",
+        "全部完成，请保存答案并将文件发回。",
+    ),
+    "how": (
+        "You need no network. Your answers are kept in this browser as you work. When you are "
+        "finished, or want to go on at another computer, save them as a file; send that file to "
+        "the person who gave you this one.",
+        "无需联网。填写内容会随时保存在本浏览器中。完成后，或要换一台电脑继续时，"
+        "请将答案保存为文件，并发给提供本文件的人。",
+    ),
+    "save": ("Save my answers as a file", "将答案保存为文件"),
+    "load": ("Go on from a saved file", "从已保存的文件继续"),
+    "items": ("Items", "条目"),
+    "item": ("Item {number}", "条目 {number}"),
+    "item_done": ("Item {number}, finished", "条目 {number}，已完成"),
+    "item_started": ("Item {number}, begun", "条目 {number}，已开始"),
+    "nothing": ("Nothing entered yet.", "尚未填写。"),
+    "unsaved": (
+        "Kept in this browser, but your latest answers are not in a file yet.",
+        "已保存在本浏览器中，但最新的答案尚未存入文件。",
+    ),
+    "saved": ("Your latest answers are in the file you saved.", "最新的答案已存入您保存的文件。"),
+    "done": ("You have finished this item.", "您已完成本条目。"),
+    "again": ("Change it again", "重新修改"),
+    "wait": (
+        "Thank you. The criteria of this item come in a second file, after you have sent back "
+        "this one.",
+        "谢谢。发回本文件后，您将收到包含本条目评分标准的第二个文件。",
+    ),
+    "wrong_file": (
+        "This is not a file of answers to these items. Nothing was changed.",
+        "该文件不是这些条目的答案。未作任何更改。",
+    ),
+    "loaded": ("{n} answers were taken from the file.", "已从文件读取 {n} 条答案。"),
+}
+
 WORDING: dict[str, dict[str, str]] = {
-    f"exchange.{name}": {"en": english, "zh": chinese}
-    for texts in (_TASKS,)
+    f"{part}.{name}": {"en": english, "zh": chinese}
+    for part, texts in {"exchange": _TASKS, "offline": _OFFLINE}.items()
     for name, (english, chinese) in texts.items()
 }
