@@ -35,6 +35,8 @@ from promedical.records import (
     read_dataset,
     write_dataset,
 )
+from promedical.reward_model.calibrate import Calibration
+from promedical.reward_model.grade import to_grade
 from promedical.reward_model.settings import TrainSettings
 from promedical.rubric import Criterion, RewardSpec, Rubric, Tier, Verdict, VetoKind
 from tiny_policy import save_tiny_policy
@@ -297,6 +299,26 @@ def test_a_judge_that_fails_leaves_an_answer_ungraded() -> None:
     (item,) = grade_answers(Failing(), rows(1), ["text"], RewardSpec(), progress=lambda *_: None)
     assert item.reward is None
     assert item.instruction_id == "q0"
+
+
+def test_the_same_answer_is_graded_once_and_a_failure_again() -> None:
+    class Counting:
+        calls = 0
+
+        def grade(self, _: Any, __: Any, rubric: Rubric, **___: Any) -> Any:
+            self.calls += 1
+            if self.calls == 1:
+                raise RuntimeError("out of memory")
+            raw = dict.fromkeys((c.id for c in rubric.criteria), 1.0)
+            return [to_grade(rubric, Calibration.uncalibrated(), raw, {}, operating_point="reward")]
+
+    grader, known = Counting(), {}  # type: ignore[var-annotated]
+    for calls, graded in ((1, False), (2, True), (2, True)):
+        (item,) = grade_answers(
+            grader, rows(1), ["text"], RewardSpec(), known=known, progress=lambda *_: None
+        )
+        assert grader.calls == calls
+        assert (item.reward is not None) is graded
 
 
 # --- recipes and folders --------------------------------------------------------------------------

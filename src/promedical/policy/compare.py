@@ -84,6 +84,8 @@ class Run:
         self.out = Path(recipe.out)
         self._judges: dict[str, Grader] = {}
         self.gold_judge: Judge | None = None  # remembers what it graded, for all trainings
+        # judge → (instruction, answer) → its grade: policies often answer alike.
+        self.graded: dict[str, dict[tuple[str, str], Item]] = {}
 
     def claim(self) -> None:
         """Make the folder this recipe's, or refuse it.
@@ -246,6 +248,7 @@ def _measure(system: str, seed: int | None, run: Run, move: Move) -> dict[str, A
                 bench,
                 answers.texts,
                 recipe.reward,
+                known=run.graded.setdefault(judge, {}),
                 progress=partial(move, f"grading, {JUDGES[judge].lower()}"),
             )
         ]
@@ -266,19 +269,29 @@ def grade_answers(
     texts: Sequence[str],
     spec: RewardSpec,
     *,
+    known: dict[tuple[str, str], Item] | None = None,
     progress: Callable[[int, int], None],
 ) -> list[Item]:
-    """Every answer graded at the operating point "reward"; one that fails is kept as ungraded."""
+    """Every answer graded at the operating point "reward"; one that fails is kept as ungraded.
+
+    Args:
+        spec: ProMedical's, for the item's reward.
+        known: (instruction, answer) → what this grader said of it before; what is new is added.
+    """
     from promedical.policy.compare_measures import Item, graded_item
 
+    known = {} if known is None else known
     items = []
     for number, (row, text) in enumerate(zip(rows, texts, strict=True), start=1):
         assert row.rubric is not None
-        try:
-            (grade,) = grader.grade(row.messages, [text], row.rubric, operating_point="reward")
-            items.append(graded_item(row.id, row.rubric, grade, spec))
-        except (RuntimeError, ValueError):  # a judge's failure is no verdict: counted, not guessed
-            items.append(Item(row.id, None))
+        item = known.get((row.id, text))
+        if item is None:
+            try:
+                (grade,) = grader.grade(row.messages, [text], row.rubric, operating_point="reward")
+                item = known[row.id, text] = graded_item(row.id, row.rubric, grade, spec)
+            except (RuntimeError, ValueError):  # a failure is no verdict: counted, not guessed
+                item = Item(row.id, None)
+        items.append(item)
         progress(number, len(rows))
     return items
 

@@ -231,6 +231,7 @@ class CompareRecipe:
         batch_size: bench answers generated at a time.
         watch_every: steps between two looks of the gold judge while training; 0 for none.
         watch_prompts: calibration questions that it looks at.
+        watch_own: whether a system's own judge grades the same answers, to see the two part.
         keep_policies: whether merged weights stay after they were measured; adapters always do.
         data: what is trained and measured on.
         judges: the reward models.
@@ -251,6 +252,7 @@ class CompareRecipe:
     batch_size: int = 50
     watch_every: int = 0
     watch_prompts: int = 8
+    watch_own: bool = True
     keep_policies: bool = False
     data: DataSettings = field(default_factory=DataSettings)
     judges: JudgeSettings = field(default_factory=JudgeSettings)

@@ -72,7 +72,7 @@ def _online(run: Run, system: str, seed: int, move: Move) -> dict[str, Any]:
         reward, own = ImplicitReward(judge, rows), None
     else:
         reward = RubricReward.from_rows(judge, rows, spec, soft_s1=made.soft)
-        own = judge_with(judge)
+        own = judge_with(judge) if recipe.watch_own else None
     settings = replace(_own(OnlineSettings, recipe.online), advantages=made.advantages)
     folder = run.policy_folder(system, seed)
     result = (train_grpo if made.method == "grpo" else train_rloo)(
