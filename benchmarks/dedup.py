@@ -424,14 +424,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(b | {options.half: r[options.half]}, indent=1))
         return 0
     result: dict[str, Any] = {"settings": asdict(settings), "targets": TARGETS, "made": counts}
-    own = [name for name in options.systems if SYSTEMS[name] is ours]
-    result["systems"] = {name: run(name, rows, settings) for name in own}
-    peers = [n for n in options.systems if n == "guarded" or n not in own]
+    # On all rows the one that is meant for it; on the smaller number all, side by side.
+    result["systems"] = {n: run(n, rows, settings) for n in options.systems if n == "guarded"}
     result["side_by_side"] = {
         name: result["systems"][name]
-        if len(small) == len(rows) and name in own
+        if len(small) == len(rows) and name in result["systems"]
         else run(name, small, settings)
-        for name in peers
+        for name in options.systems
     }
     digest = hashlib.sha256(Path(options.data).read_bytes()).hexdigest()
     result["data"] = {

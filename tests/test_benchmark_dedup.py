@@ -131,10 +131,10 @@ def test_small_run(benchmark, data, tmp_path, monkeypatch):
     assert code == 0
     result = json.loads(out.read_text())
     assert all("command" in fault for fault in check(result))
-    assert set(result["systems"]) == {"guarded", "unguarded"}
+    assert set(result["systems"]) == {"guarded"}
     assert result["data"]["file"] == "$INSTRUCTIONS/instructions.jsonl"
     assert str(data.parent) not in json.dumps(result["data"])
-    guarded, unguarded = (result["systems"][n]["report"] for n in ("guarded", "unguarded"))
+    guarded, unguarded = (result["side_by_side"][n]["report"] for n in ("guarded", "unguarded"))
     assert guarded["lost"]["all"]["share"] <= unguarded["lost"]["all"]["share"]
     # Nothing of a question's text is in the result.
     assert not any(text in out.read_text() for text in QUESTIONS)

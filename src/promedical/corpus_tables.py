@@ -76,7 +76,7 @@ def dedup_tables(result: Json) -> list[Table]:
         tuple(rows),
         (note,),
     )
-    return [systems, _by_edit(whole["report"])]
+    return [systems, _by_edit(result)]
 
 
 def _dedup_row(name: str, found: Json) -> Row:
@@ -92,23 +92,36 @@ def _dedup_row(name: str, found: Json) -> Row:
     return Row(SYSTEMS.get(name, name), cells, False, name == "guarded")
 
 
-def _by_edit(report: Json) -> Table:
+def _by_edit(result: Json) -> Table:
+    """What the guard does to each edit: on all rows, and with and without it on the same fewer."""
+    whole = result["systems"]["guarded"]["report"]
+    few = {n: result["side_by_side"].get(n, {}).get("report") for n in ("guarded", "unguarded")}
+
+    def cell(report: Json | None, said: str, edit: str) -> Cell:
+        found = None if report is None else report[said].get(edit)
+        return Cell("—" if found is None else _percent(found["share"], 2))
+
     rows = [
         Row(
             f"{edit}: {said}",
-            (Cell(f"{counts['rows']:,}"), Cell(_percent(counts["share"], 2))),
+            (
+                Cell(f"{counts['rows']:,}"),
+                Cell(_percent(counts["share"], 2)),
+                cell(few["guarded"], said, edit),
+                cell(few["unguarded"], said, edit),
+            ),
             False,
             False,
         )
         for said in ("found", "lost")
-        for edit, counts in report[said].items()
+        for edit, counts in whole[said].items()
         if edit != "all"
     ]
     return Table(
         "By edit",
-        "Ours, with the guard, all rows.",
+        "Share of the rows of each edit; with and without the guard on the same fewer rows.",
         "Edit",
-        (Column("Rows"), Column("Share")),
+        (Column("Rows"), Column("All rows"), Column("Fewer, guarded"), Column("Fewer, unguarded")),
         tuple(rows),
     )
 

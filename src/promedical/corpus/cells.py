@@ -122,7 +122,7 @@ def nearest_earlier(
     total = sum(len(c) ** 2 for c in cells)
 
     def alike(members: np.ndarray) -> tuple[int, np.ndarray, int]:
-        return len(members), *_compare(vectors, members, least, block)
+        return len(members), *_compare(vectors, members, least, count, block)
 
     for size, found, pairs in _threaded(alike, cells, threads):
         packed.append(found)
@@ -156,9 +156,13 @@ def _threaded(work: Callable[[T], R], items: Sequence[T], threads: int) -> Itera
 
 
 def _compare(
-    vectors: Whole, members: np.ndarray, least: float, block: int
+    vectors: Whole, members: np.ndarray, least: float, count: int, block: int
 ) -> tuple[np.ndarray, int]:
-    """Pairs of a cell that are alike, packed into one number each: later, distance, earlier."""
+    """Pairs of a cell that are alike, packed into one number each: later, distance, earlier.
+
+    Of each later vector only the `count` most alike: where there are many copies of a text, what
+    is found is many times what is kept.
+    """
     squares = vectors.squares[members]
     values = vectors.values[members].astype(np.float32)
     lengths = np.sqrt(squares).astype(np.float32)
@@ -168,6 +172,7 @@ def _compare(
     compared = 0
     for start in range(0, len(members), block):
         end = min(start + block, len(members))
+        found = []
         for left in range(0, end, _TILE):
             right = min(left + _TILE, end)
             dots = values[start:end] @ values[left:right].T
@@ -183,7 +188,8 @@ def _compare(
             alike = cosine >= least
             i, j, cosine = members[later[alike]], members[earlier[alike]], cosine[alike]
             distance = np.rint((1 - np.minimum(cosine, 1.0)) * (_SCORES - 1)).astype(np.int64)
-            packed.append((i << (_BITS + 15)) | (distance << _BITS) | j)
+            found.append((i << (_BITS + 15)) | (distance << _BITS) | j)
+        packed.append(_thin(found, count))
         compared += (end - start) * (start + end) // 2
     return np.concatenate(packed), compared
 
@@ -192,7 +198,8 @@ def _thin(packed: list[np.ndarray], count: int) -> np.ndarray:
     """Without repeats, and of each later vector only the most alike pairs."""
     if not packed:
         return np.empty(0, dtype=np.int64)
-    pairs = np.unique(np.concatenate(packed))
+    pairs = np.sort(np.concatenate(packed))
+    pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]
     later = pairs >> (_BITS + 15)
     first = np.searchsorted(later, later, side="left")
     return pairs[np.arange(len(pairs)) - first < count]
