@@ -128,7 +128,7 @@ def export_bench(
     round_id: str,
     folder: str | Path,
     *,
-    actor_id: str = "system",
+    actor_id: str | None = "system",
     notes: bool = False,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -136,7 +136,8 @@ def export_bench(
     """Write a round's bench; see the module.
 
     Args:
-        session: of `Database.write()`, because the export is recorded.
+        session: of `Database.write()`, because the export is recorded; with `actor_id` None it may
+            be of `read()`, which keeps nobody from saving meanwhile, and the caller records it.
         folder: made if need be; a bench that is there already is replaced.
         actor_id: who exports.
         notes: whether to write what readers noted, which is free text.
@@ -178,7 +179,8 @@ def export_bench(
     _private(target / "physicians.json", _json(_physicians(session, names)))
     _private(target / "report.json", _json(report))
     digest = fingerprint(rows)
-    audit_log.record(session, actor_id, "bench.export", f"round:{round_id}", digest=digest)
+    if actor_id is not None:
+        audit_log.record(session, actor_id, "bench.export", f"round:{round_id}", digest=digest)
     gold = sum(c.gold is not None for item in settled for c in item.consensus.values())
     return ExportedBench(
         target,

@@ -339,9 +339,11 @@ def _round(session: Any, wanted: str) -> Round:
 
 
 def _export(argv: Sequence[str]) -> int:
+    from promedical.review.audit_log import record
+
     parser = _parser(
         "export",
-        "ROUND --out FOLDER [--pool FOLDER] [--database DATABASE]",
+        "ROUND --out FOLDER [--pool FOLDER] [--notes] [--database DATABASE]",
         "Write what physicians decided. A round of rubrics: gold rubrics as a dataset, and with "
         "--pool into the exemplar pool that drafts are written from. An adjudication: a bench with "
         "gold verdicts and every vote. Reviewers are random ids.",
@@ -349,42 +351,51 @@ def _export(argv: Sequence[str]) -> int:
     parser.add_argument("round", metavar="ROUND", help="id or name of a round")
     parser.add_argument("--out", metavar="FOLDER", required=True)
     parser.add_argument("--pool", metavar="FOLDER", help="exemplar pool to add gold rubrics to")
+    parser.add_argument(
+        "--notes", action="store_true", help="adjudication: reviewers' notes too, which are text"
+    )
     given = parser.parse_args(list(argv))
     with _open(given.database) as database:
+        # Reading and counting take a while: not in a transaction that keeps others from saving.
         with database.read() as session:
             round_ = _round(session, given.round)
-            if round_.kind == "rubrics":
-                lines = _export_rubrics(session, round_, given)
-            else:
-                lines = _export_adjudication(session, round_, given)
+            export = _export_rubrics if round_.kind == "rubrics" else _export_adjudication
+            lines, digest = export(session, round_, given)
         with database.write() as session:
-            from promedical.review.audit_log import record
-
-            record(session, "system", "round.export", f"round:{round_.id}")
+            record(session, "system", "round.export", f"round:{round_.id}", digest=digest)
     print("\n".join(lines))
     return 0
 
 
-def _export_rubrics(session: Any, round_: Any, given: Any) -> list[str]:
+def _export_rubrics(session: Any, round_: Any, given: Any) -> tuple[list[str], str]:
     from promedical.review.gold import collect, to_pool, write_gold
     from promedical.review.rounds import items_of
 
     gold = collect(items_of(session, round_.id))
     lines = [f"gold rubrics: {len(gold.rubrics)}"]
     lines += [f"left out, {state}: {count}" for state, count in gold.left_out.items()]
-    lines.append(f"{given.out}: {write_gold(gold, round_, given.out)}")
+    digest = write_gold(gold, round_, given.out)
+    lines.append(f"{given.out}: {digest}")
     if given.pool is not None:
         pool = to_pool(gold, given.pool)
         lines.append(f"{given.pool}: version {pool.version}")
-    return lines
+    return lines, digest
 
 
-def _export_adjudication(session: Any, round_: Any, given: Any) -> list[str]:
+def _export_adjudication(session: Any, round_: Any, given: Any) -> tuple[list[str], str]:
     if given.pool is not None:
         raise ReviewCommandError("--pool: only rubrics go into an exemplar pool")
-    from promedical.review.bench_export import export_round
+    from promedical.review.bench_export import export_bench
 
-    return export_round(session, round_.id, Path(given.out))
+    made = export_bench(session, round_.id, given.out, actor_id=None, notes=given.notes)
+    lines = [
+        f"bench: {made.instructions} instructions, {made.responses} responses, {made.votes} votes",
+        f"verdicts: {made.gold} gold, {made.contested} contested",
+    ]
+    if made.unfinished:
+        lines.append(f"left out, not settled yet: {len(made.unfinished)}")
+    lines.append(f"{made.folder}: {made.fingerprint}")
+    return lines, made.fingerprint
 
 
 # ---- the log, and erasure ----

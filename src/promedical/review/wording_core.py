@@ -186,7 +186,6 @@ WORDING: dict[str, dict[str, str]] = {
         ),
         "zh": "专科、国家和执业年限会与随机编号一起导出，绝不包含您的姓名。",
     },
-    "core.pseudonym": {"en": "Yours is {id}.", "zh": "您的编号是 {id}。"},
     "core.profile_saved": {"en": "Saved.", "zh": "已保存。"},
     "core.keep": {"en": "Save", "zh": "保存"},
     "core.role_reviewer": {"en": "reviewer", "zh": "审阅者"},
