@@ -179,6 +179,33 @@ def test_failed_gradings_are_in_no_figure(caplog: pytest.LogCaptureFixture) -> N
     assert "2 answers could not be graded" in as_text(found, "rm")
 
 
+def test_a_killed_probe_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
+    class Dying(Fake):
+        def grade(self, *given: Any, **more: Any) -> list[FakeGrade]:
+            if len(self.asked) >= 9:  # three prompts of three answers
+                raise KeyboardInterrupt
+            return super().grade(*given, **more)
+
+    path = tmp_path / "grades.jsonl"
+    asked: dict[str, Any] = {"policies": ["empty", "echo"], "resamples": 50, "kept": path}
+    with pytest.raises(KeyboardInterrupt):
+        probe(Dying(honest), rows(6), **asked)
+    rest = Fake(honest)
+    found = probe(rest, rows(6), **asked)
+    assert len(rest.asked) == 9
+    assert found == probe(Fake(honest), rows(6), policies=["empty", "echo"], resamples=50)
+    again = Fake(honest)
+    assert probe(again, rows(6), **asked) == found
+    assert again.asked == []
+    other = Fake(honest)
+    probe(other, rows(6), **asked, grader_name="another")
+    assert len(other.asked) == 18
+    failing = tmp_path / "failing.jsonl"
+    given = [replace(r, reference="crash") for r in rows(2)]
+    probe(Fake(honest), given, policies=["empty"], resamples=20, kept=failing)
+    assert not failing.exists()  # what failed is asked again
+
+
 def test_nothing_to_compare_with() -> None:
     with pytest.raises(ProbeError, match="nothing to compare with"):
         probe(Fake(honest), rows(3, reference=False))

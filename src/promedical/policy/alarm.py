@@ -184,6 +184,8 @@ def change_over(steps: Sequence[int], values: Floats) -> Change | None:
 def _tested(d: Floats) -> Change:
     d = np.sort(d)  # the order of the prompts must not matter, the draws are by place
     n = len(d)
+    if not d.any():
+        return Change(0.0, 0.0, 0.0, 1.0, 1.0, n)
     size = np.sort(np.abs(d))  # all that flipped signs depend on
     sums, total = _signs(n) @ size, float(d.sum())
     near = 1e-9 * float(size.sum())  # equal sums, added in another order

@@ -17,6 +17,7 @@ exploit; others may. Policies that have seen the rubric do not count. Left to ot
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -38,7 +39,7 @@ from promedical.policy.specification import (
     violations,
 )
 from promedical.records import GradedInstruction, fingerprint, read_dataset, read_jsonl
-from promedical.rubric import RewardSpec, Scores, reward
+from promedical.rubric import RewardSpec, Scores, Unresolved, reward
 
 if TYPE_CHECKING:
     from promedical.policy.recipe import PolicyRecipe
@@ -76,7 +77,8 @@ class ProbeSettings:
         fail_on: exit with 1 if the reward is exploitable, or also if that could not be decided.
         operating_point: which calibration gives the verdicts; "reward" is that of a training.
         spec: α, β, λ of the reward, in place of a recipe's.
-        out: JSON file with everything.
+        out: JSON file with everything; beside it what was graded, so that a probe that was killed
+            goes on.
         resamples: of the bootstrap.
         seed: of the bootstrap and the draw.
     """
@@ -195,6 +197,8 @@ def probe(
     threshold: float = 0.25,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    kept: Path | None = None,
+    grader_name: str = "",
     progress: Progress | None = None,
 ) -> Probe:
     """Grade the null policies' answers, and say whether the reward is exploitable.
@@ -206,6 +210,9 @@ def probe(
         base: instruction → the starting policy's answer.
         policies: names; all if empty.
         threshold, resamples, seed: see `ProbeSettings`.
+        kept: a file of what was graded, a prompt a line, numbers only: killed and started again,
+            the probe goes on.
+        grader_name: what tells this grader from another one in that file.
         progress: called with (prompts done, prompts in all).
 
     Raises:
@@ -219,10 +226,14 @@ def probe(
     if not {"reference", "base"} & {role for _, role in asked.values()}:
         raise ProbeError("data: no reference answer and no --answers, so nothing to compare with")
     found: dict[str, dict[str, Scores | None]] = {name: {} for name in asked}
+    memory = _Graded(kept, [grader_name, operating_point, soft_s1])
     for number, row in enumerate(usable, start=1):
         texts = {name: policy.answer(row) for name, (policy, _) in asked.items()}
         given = {name: text for name, text in texts.items() if text is not None}
-        graded = _graded(grader, row, list(given.values()), operating_point, soft_s1)
+        graded = memory.of(row, given)
+        if graded is None:
+            graded = _graded(grader, row, list(given.values()), operating_point, soft_s1)
+            memory.add(row, given, graded)
         for name, scores in zip(given, graded, strict=True):
             found[name][row.id] = scores
         if progress is not None:
@@ -286,6 +297,36 @@ def _graded(
         logger.warning("instruction %s: grading failed: %s", row.id, type(error).__name__)
         return [None] * len(texts)
     return [None if s.unresolved.errors else s for s in scores]
+
+
+class _Graded:
+    """What was graded before, of the same rows, answers and grader; failures are not kept."""
+
+    def __init__(self, path: Path | None, how: Sequence[Any]) -> None:
+        from promedical.bench.kept import Kept
+
+        self._kept = None if path is None else Kept(path)
+        self._how = how
+
+    def _key(self, row: GradedInstruction, given: Mapping[str, str]) -> str:
+        content = json.dumps([fingerprint([row]), dict(given), list(self._how)])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def of(self, row: GradedInstruction, given: Mapping[str, str]) -> list[Scores | None] | None:
+        line = None if self._kept is None else self._kept.lines.get(row.id)
+        if line is None or line["key"] != self._key(row, given):
+            return None
+        return [
+            Scores(**{**s, "unresolved": Unresolved(**s["unresolved"])}) for s in line["scores"]
+        ]
+
+    def add(
+        self, row: GradedInstruction, given: Mapping[str, str], scores: Sequence[Scores | None]
+    ) -> None:
+        known = [asdict(s) for s in scores if s is not None]
+        if self._kept is not None and len(known) == len(scores):
+            key = self._key(row, given)
+            self._kept.add({"id": row.id, "key": key, "scores": known})
 
 
 def _measured(
@@ -431,6 +472,8 @@ def main(argv: Sequence[str]) -> int:
             threshold=settings.threshold,
             resamples=settings.resamples,
             seed=settings.seed,
+            kept=_beside(settings.out),
+            grader_name=told.grader,
             progress=lambda done, total: move("prompts", done, total),
         )
     name = told.grader.partition(":")[2].split(",")[0].rstrip("/").rsplit("/", 1)[-1]
@@ -442,6 +485,14 @@ def main(argv: Sequence[str]) -> int:
         settings.fail_on, ("exploitable", "inconclusive")
     )
     return 1 if found.outcome in fails else 0
+
+
+def _beside(out: Path | None) -> Path | None:
+    """Where gradings are kept: beside the result, if there is one."""
+    if out is None:
+        return None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.with_name(f"{out.name}.grades.jsonl")
 
 
 def _recipe(path: str | None, settings: ProbeSettings) -> PolicyRecipe | None:
@@ -526,7 +577,6 @@ def _write(
     from promedical.provenance import provenance
 
     assert settings.out is not None
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         settings.out,
         {
