@@ -361,12 +361,12 @@ def export_main(
     return 0
 
 
-def script(lines: Sequence[str], command: str, arguments: Sequence[str]) -> str:
-    """A shell script that runs a command from anywhere, an argument a line.
+def script(lines: Sequence[str], command: str, arguments: Sequence[Sequence[str]]) -> str:
+    """A shell script that runs a command from anywhere.
 
     Args:
         lines: comments and settings before the command.
-        arguments: as the shell is to pass them; $HERE is the script's folder.
+        arguments: those of a line, as the shell is to pass them; $HERE is the script's folder.
     """
     head = [
         "#!/usr/bin/env bash",
@@ -374,7 +374,8 @@ def script(lines: Sequence[str], command: str, arguments: Sequence[str]) -> str:
         "set -euo pipefail",
         'HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"',
     ]
-    body = " \\\n  ".join([command, *(quoted(argument) for argument in arguments), '"$@"'])
+    rows = (" ".join(quoted(argument) for argument in row) for row in arguments)
+    body = " \\\n  ".join([command, *rows, '"$@"'])
     return "\n".join(head) + "\n" + body + "\n"
 
 

@@ -212,13 +212,12 @@ def export_openrlhf(recipe: EngineRecipe) -> dict[str, Prompts]:
         RecordError: a dataset cannot be read.
     """
     sides = read_sides(recipe)
-    flags: list[str] = []
+    flags: list[list[str]] = []
     for name, value in arguments(recipe, sides).items():
         if value is False or value is None:
             continue
-        flags.append(f"--{name}")
-        if value is not True:
-            flags += [str(item) for item in (value if isinstance(value, list) else [value])]
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        flags.append([f"--{name}", *(str(item) for item in values)])
     lines = [HEAD]
     if recipe.nodes > 1:
         lines.append("export RAY_ADDRESS=${RAY_ADDRESS:-auto}")

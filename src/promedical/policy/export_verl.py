@@ -192,7 +192,7 @@ def export_verl(recipe: EngineRecipe) -> dict[str, Prompts]:
     lines = [HEAD]
     if recipe.nodes > 1:
         lines.append("export RAY_ADDRESS=${RAY_ADDRESS:-auto}")
-    arguments = [f"{name}={_value(value)}" for name, value in given.items()]
+    arguments = [[f"{name}={_value(value)}"] for name, value in given.items()]
     command = script(lines, "python3 -m verl.trainer.main_ppo", arguments)
     folder = write_run(recipe, ENGINE, sides, reward_file=REWARD, command=command)
     for name, prompts in sides.items():
