@@ -152,11 +152,15 @@ def serve(recipe: ServeRecipe, *, demo: bool = False, ready: str | None = None) 
         )
 
         class Server(uvicorn.Server):
-            """uvicorn, which says so once it answers."""
+            """uvicorn, which says so once it answers, and for which a signal is no failure."""
 
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 print(line, flush=True)
+
+            def handle_exit(self, sig: int, frame: Any) -> None:
+                self.force_exit = self.should_exit  # the second one does not wait
+                self.should_exit = True
 
         Server(config).run(sockets=[bound])
     return 0
