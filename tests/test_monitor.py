@@ -443,6 +443,44 @@ def test_failed_judgments_are_counted_and_never_compared(
     assert "could not grade 3" in caplog.text
 
 
+def test_a_judge_that_breaks_down_ends_no_training_but_begins_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gold(step: int) -> list[float]:
+        if step != 0:
+            raise ConnectionError("no route to Elm Street")
+        return [0.1] * 3
+
+    watch, evaluate = told_watch(tmp_path / "a", monkeypatch, gold)
+    watch.resume(0)
+    evaluate(0)
+    evaluate(5)
+    assert watch.lines.lines[1]["gold"]["failed"] == 3
+    assert "the gold judge failed: ConnectionError" in caplog.text
+    assert "Elm Street" not in caplog.text
+    watch, evaluate = told_watch(tmp_path / "b", monkeypatch, gold)
+    watch.resume(0)
+    with pytest.raises(GoldError, match="training judge: ConnectionError; nothing was trained"):
+        evaluate(7)
+
+
+def test_all_processes_stop_when_the_first_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    from promedical.policy.gold import _first_says
+
+    assert _first_says(True) is True
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+
+    def broadcast(values: list[bool], src: int) -> None:
+        assert src == 0
+        values[0] = True  # what the first process holds
+
+    monkeypatch.setattr(dist, "broadcast_object_list", broadcast)
+    assert _first_says(False) is True
+
+
 def test_answers_are_kept_only_if_asked_for_and_for_the_owner_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -546,6 +584,28 @@ def test_a_gold_judge_by_name(tmp_path: Path) -> None:
         )
     with pytest.raises(GoldError, match="no training judge"):
         open_monitor(settings, tmp_path, ROWS)
+
+
+def test_a_language_model_as_the_gold_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fake_asker import FakeAsker
+    from promedical.llm.calls import Call, Failure
+    from promedical.records import Response
+    from scripted_models import scripted
+
+    def answer(call: Call) -> str | Failure:
+        return (
+            Failure(call, "timeout", "") if "h1?" in call.messages[-1].content else scripted(call)
+        )
+
+    monkeypatch.setattr("promedical.llm.client.EndpointAsker", lambda *a, **k: FakeAsker(answer))
+    judge = judge_of("judge:m@http://127.0.0.1:9/v1", tmp_path)
+    found = judge([row.with_responses([Response("p", "p", "Rest it.")]) for row in HELD[:4]])
+    assert set(found) == {"h0", "h1", "h2", "h3"}
+    assert found["h1"] is None  # a failed judgment is no verdict
+    given = [scores for name, scores in found.items() if name != "h1"]
+    assert all(scores is not None and scores.s1 in (0.0, 1.0) for scores in given)
 
 
 def test_a_real_checkpoint_as_the_gold_judge(tmp_path: Path) -> None:

@@ -278,6 +278,10 @@ class GoldWatch:
             model, tokenizer: the policy with its weights as they are now; left in the mode and with
                 the random numbers that it had.
             planned: evaluations of the whole run.
+
+        Raises:
+            GoldError: a judge grades nothing at the first evaluation.
+            ValueError: a prompt that does not fit the policy.
         """
         began = time.monotonic()
         rows = self.sample.rows
@@ -293,7 +297,8 @@ class GoldWatch:
                 row.with_responses([Response("policy", "policy", text)])
                 for row, text in zip(rows, answers.texts, strict=True)
             ]
-            training, gold = self.training(answered), self.gold(answered)
+            training = self._judged("training", self.training, answered)
+            gold = self._judged("gold", self.gold, answered)
         line: dict[str, Any] = {
             "step": step,
             "training": self._of(training),
@@ -316,6 +321,26 @@ class GoldWatch:
         line["seconds"] = time.monotonic() - began
         self.lines.add(line)
         self._tell(line)
+        return found
+
+    def _judged(
+        self, who: str, judge: Judge, rows: Sequence[GradedInstruction]
+    ) -> Mapping[str, Scores | None]:
+        """What a judge gives; if it breaks down in mid-training, nothing, and that is said.
+
+        Raises:
+            GoldError: it grades nothing at the first evaluation, so there would be no watch at all.
+        """
+        why = "it graded none of the answers"
+        try:
+            found = judge(rows)
+        except Exception as error:
+            # Its message may quote a text, so only the kind of error is logged.
+            why = type(error).__name__
+            logger.warning("the %s judge failed: %s", who, why)
+            found = dict.fromkeys(row.id for row in rows)
+        if not self.lines.lines and all(scores is None for scores in found.values()):
+            raise GoldError(f"{who} judge: {why}; nothing was trained yet")
         return found
 
     def _of(self, judged: Mapping[str, Scores | None]) -> dict[str, Any]:
