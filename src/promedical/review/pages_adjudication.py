@@ -231,12 +231,17 @@ class _Live:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def _live(request: Request, round_id: str) -> Json:
-    """Figures of a round: calculated again if something was finished since, not too often."""
+def _kept_figures(request: Request) -> _Live:
     state = request.app.state
     if not hasattr(state, "adjudication_live"):
         state.adjudication_live = _Live()
     live: _Live = state.adjudication_live
+    return live
+
+
+def _live(request: Request, round_id: str) -> Json:
+    """Figures of a round: calculated again if something was finished since, not too often."""
+    live = _kept_figures(request)
     database = database_of(request)
     with live.lock:
         with database.read() as session:
@@ -380,6 +385,7 @@ def hand_out(request: Request, round_id: str, person: Lead) -> Response:
         _round(session, round_id)
         if assign_thirds(session, round_id):
             audit_log.record(session, person.id, "thirds.assign", f"round:{round_id}")
+    _kept_figures(request).kept.pop(round_id, None)
     return _back(round_id)
 
 
@@ -418,12 +424,17 @@ def bench_zip(request: Request, round_id: str, person: Lead) -> Response:
     """The bench of what is settled, as one file."""
     with tempfile.TemporaryDirectory(prefix="promedical-") as folder:
         target = Path(folder) / "bench"
-        with database_of(request).write() as session:
+        # Intervals take a while: not in a transaction that would keep others from saving.
+        with database_of(request).read() as session:
             _round(session, round_id)
             try:
-                export_bench(session, round_id, target, actor_id=person.id)
+                made = export_bench(session, round_id, target, actor_id=None)
             except AdjudicationError:
                 raise NotFound from None
+        with database_of(request).write() as session:
+            audit_log.record(
+                session, person.id, "bench.export", f"round:{round_id}", digest=made.fingerprint
+            )
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in sorted(p for p in target.rglob("*") if p.is_file()):

@@ -49,7 +49,7 @@
         label: (path) => this._label(path),
         value: (path, value) => this._value(path, value),
         state: (name) => this._saved(name),
-        done: () => this.next(),
+        done: () => this._leave(this.next),
       });
       this._listen();
       this.autosave.start();
@@ -401,7 +401,14 @@
       // Also when a page that was closed before its save was acknowledged left it to this one.
       const kept = this.autosave.saved ?? {};
       const revealed = this.stage === "preference" ? kept.preference_given : this.stage === "blind" && kept.blind;
-      if (revealed) this.shown(kept);
+      if (revealed) this._leave(() => this.shown(kept));
+    }
+
+    /* Leaves the page when the journal has forgotten on the disk too what was acknowledged; else the
+     * next page would find an older entry there and send it again. */
+    async _leave(go) {
+      await this.autosave.journal.remove(this.autosave.key);
+      go();
     }
 
     async _finish() {
