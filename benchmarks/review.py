@@ -45,12 +45,6 @@ sys.path.insert(0, str(ROOT / "tests"))  # how tests start PostgreSQL
 
 TARGETS = {"errors": 0, "lost": 0, "p95 at most, ms": 250}
 RETRY = 0.25
-SERVER = (
-    "import sys, uvicorn; from promedical.review.app import ReviewSettings, create_app; "
-    "app = create_app(ReviewSettings(database=sys.argv[1])); "
-    "uvicorn.run(app, host='127.0.0.1', port=int(sys.argv[2]), log_level='warning', "
-    "access_log=False)"
-)
 
 
 @dataclass(frozen=True)
@@ -267,8 +261,11 @@ class Server:
     def start(self) -> float:
         """Start it; returns the seconds until it answers."""
         started = time.perf_counter()
+        flags = ("--database", self.database, "--port", str(self.port))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, self.database, str(self.port)]
+            [sys.executable, "-m", "promedical", "review", "serve", *flags],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while True:
             with contextlib.suppress(httpx.TransportError):

@@ -84,17 +84,23 @@ class DemoRecipe:
 # ---- filling ----
 
 
-def fill(database: Database, *, language: str = "en") -> dict[str, str]:
+Sample = tuple[list[GradedInstruction], list[GradedInstruction]]
+
+
+def fill(
+    database: Database, *, language: str = "en", sample: Sample | None = None
+) -> dict[str, str]:
     """Put accounts, both rounds and some finished work into an empty database.
 
     Args:
         database: with its tables and nothing in them.
         language: of the accounts.
+        sample: drafts of rubrics, and rows with responses to adjudicate; K-QA's by default.
 
     Returns:
         Login → password.
     """
-    rubrics, adjudicated = _sample()
+    rubrics, adjudicated = sample or _sample()
     passwords = {login: _password() for login in ACCOUNTS}
     with database.write() as session:
         ids = {
@@ -122,7 +128,7 @@ def fill(database: Database, *, language: str = "en") -> dict[str, str]:
     return passwords
 
 
-def _sample() -> tuple[list[GradedInstruction], list[GradedInstruction]]:
+def _sample() -> Sample:
     """Drafts of rubrics, and instructions with constructed responses."""
     from promedical.corpus.degrade import degrade
     from promedical.demo.kqa import load_kqa
@@ -331,20 +337,16 @@ def _announcement(url: str, passwords: dict[str, str], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _serve(recipe: DemoRecipe, folder: Path) -> int:
-    import uvicorn
-
-    from promedical.review.app import ReviewSettings, create_app
+def _run(recipe: DemoRecipe, folder: Path) -> int:
+    from promedical.review.serve import ServeRecipe, serve
 
     print("Filling the demo with the shipped sample …", flush=True)
     database, passwords = prepare(folder, language=recipe.language)
     database.close()
     port = _port(recipe.port)
-    url = f"http://127.0.0.1:{port}"
-    app = create_app(ReviewSettings(database=str(folder / DATABASE), public_url=url, demo=True))
-    print(_announcement(url, passwords, folder), flush=True)
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
-    return 0
+    ready = _announcement(f"http://127.0.0.1:{port}", passwords, folder)
+    serving = ServeRecipe(database=str(folder / DATABASE), port=port)
+    return serve(serving, demo=True, ready=ready)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -359,6 +361,6 @@ def main(argv: Sequence[str]) -> int:
     )
     recipe = load_recipe(DemoRecipe, None, list(argv), parser=parser)
     if recipe.folder is not None:
-        return _serve(recipe, Path(recipe.folder).expanduser())
+        return _run(recipe, Path(recipe.folder).expanduser())
     with tempfile.TemporaryDirectory(prefix="promedical-demo-") as folder:
-        return _serve(recipe, Path(folder))
+        return _run(recipe, Path(folder))

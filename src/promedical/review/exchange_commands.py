@@ -43,7 +43,7 @@ def _left_out(left_out: Mapping[str, int]) -> None:
 
 
 def _pack(argv: Sequence[str]) -> int:
-    from promedical.review.commands import _open, _parser
+    from promedical.review.commands import _open, _parser, _round
     from promedical.review.offline_pack import make_packs
 
     parser = _parser(
@@ -52,7 +52,7 @@ def _pack(argv: Sequence[str]) -> int:
         "Write one HTML file for every reviewer with open items of a round. It works without "
         "server and network; hand it to that person alone.",
     )
-    parser.add_argument("round", metavar="ROUND", help="the round's id (promedical review rounds)")
+    parser.add_argument("round", metavar="ROUND", help="id or name of a round")
     parser.add_argument("--out", required=True, metavar="FOLDER")
     parser.add_argument("--reviewer", metavar="ID", help="only this one's")
     parser.add_argument(
@@ -62,9 +62,11 @@ def _pack(argv: Sequence[str]) -> int:
     )
     given = parser.parse_args(list(argv))
     with _open(given.database) as database:
+        with database.read() as session:
+            round_id = _round(session, given.round).id
         packs, left_out = make_packs(
             database,
-            given.round,
+            round_id,
             Path(given.out),
             reviewer_id=given.reviewer,
             strict=given.strict,
@@ -108,7 +110,7 @@ def _tool(
     read: Callable[..., Any],
 ) -> Callable[[Sequence[str]], int]:
     def run(argv: Sequence[str]) -> int:
-        from promedical.review.commands import _open, _parser
+        from promedical.review.commands import _open, _parser, _round
 
         parser = _parser(
             verb,
@@ -127,6 +129,8 @@ def _tool(
         if wanted is None:
             parser.error("--out FOLDER" if given.direction == "export" else "FILE")
         with _open(given.database) as database:
+            with database.read() as session:
+                given.round = _round(session, given.round).id
             if given.direction == "export":
                 return _export(database, given, Path(wanted), write)
             return _import(database, verb, given.round, Path(wanted), read)
