@@ -35,7 +35,7 @@ from review_server import (
 from test_review_rounds import draft_row
 
 PageOf = Callable[..., Any]
-WAIT = 20_000  # ms; a loaded machine is slow, and a wait that is met ends at once
+WAIT = 60_000  # ms; a loaded machine is slow, and a wait that is met ends at once
 READY = "[data-rubric-editor][data-ready]"
 FIRST = "States the usual adult dose."
 
@@ -565,3 +565,17 @@ def test_a_file_that_holds_no_drafts(running: Running, file: bytes, says: str) -
     )
     assert reply.status_code == 422
     assert says in reply.text
+
+
+def test_the_start_page_sends_what_was_left_behind(running: Running, page_of: PageOf) -> None:
+    desk = Desk(running)
+    page = desk.open(page_of(running, desk.anna))
+    page.context.route("**/api/assignments/*", lambda route: route.abort())
+    first_text(page).fill("Names the dose before the crash.")
+    wait_state(page, "unsent")
+    page.close(run_before_unload=False)
+    page.context.unroute("**/api/assignments/*")
+    start = page.context.new_page()
+    with start.expect_response("**/api/assignments/*", timeout=WAIT):
+        start.goto("/")
+    until(lambda: desk.texts()[0] == "Names the dose before the crash.", "it was not sent")

@@ -53,12 +53,14 @@ __all__ = ["FORMAT", "Pack", "make_packs", "read_answers", "render", "unpack"]
 FORMAT = "promedical-offline-1"
 KEY = "offline_key"
 STYLES = {
-    "rubrics": ("app.css", "rubric.css", "offline.css"),
-    "adjudication": ("app.css", "adjudicate.css", "offline.css"),
+    "rubrics": ("app.css", "autosave.css", "rubric.css", "offline.css"),
+    "adjudication": ("app.css", "autosave.css", "adjudicate.css", "offline.css"),
 }
+SAVING = ("autosave.js", "versions.js")
+EDITOR = ("draft.js", "rubric_changes.js", "rubric_keys.js", "rubric.js")
 SCRIPTS = {
-    "rubrics": ("autosave.js", "draft.js", "rubric_keys.js", "rubric.js", "offline.js"),
-    "adjudication": ("autosave.js", "adjudicate.js", "offline.js"),
+    "rubrics": (*SAVING, *EDITOR, "offline.js"),
+    "adjudication": (*SAVING, "adjudicate.js", "offline.js"),
 }
 LONGEST_FILE = 64_000_000
 

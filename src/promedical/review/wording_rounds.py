@@ -41,6 +41,11 @@ _AUTOSAVE = {
     "conflict_all_mine": ("Keep all of this window", "全部保留本窗口的内容"),
     "conflict_all_theirs": ("Keep all of the other", "全部保留另一窗口的内容"),
     "nothing": ("(nothing)", "（无）"),
+    "leftovers": (
+        "Some of your work in this browser could not be sent by itself. Please open the item:",
+        "本浏览器中有些内容未能自动发送。请打开相应条目：",
+    ),
+    "leftovers_open": ("Open", "打开"),
 }
 
 _RUBRIC = {

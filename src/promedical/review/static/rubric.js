@@ -7,7 +7,7 @@
  * `root` holds templates/_rubric_editor.html, in the application as in the offline pack. The state is
  * one answer document; every change makes a new one (undo keeps the old), shows it and hands it to
  * Autosave. Text of others is only ever set as text. Left to others: operations (`draft.js`),
- * saving (`autosave.js`), what a key does (`rubric_keys.js`).
+ * saving (`autosave.js`), how changes read (`rubric_changes.js`), keys (`rubric_keys.js`).
  */
 "use strict";
 
@@ -19,62 +19,7 @@
   const HINT_DELAY = 1200;
 
   const words = (name, values) => Review.words(name, values);
-  const percent = (weight) => Math.round(weight * 1000) / 10;
-  const make = (name, className, text) => {
-    const made = document.createElement(name);
-    if (className) made.className = className;
-    if (text !== undefined) made.textContent = text;
-    return made;
-  };
-
-  /* ---- what changed in a sentence, word by word ---- */
-
-  const tokens = (text) => text.match(/[\u3400-\u9fff]|[^\s\u3400-\u9fff]+|\s+/g) || [];
-
-  /* [[" ", "same"], ["-", "old"], ["+", "new"], …] by the longest common subsequence of words. */
-  Review.wordChanges = (before, after) => {
-    const [a, b] = [tokens(before), tokens(after)];
-    if (a.length * b.length > 250000) return [["-", before], ["+", after]];
-    const long = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
-    for (let i = a.length - 1; i >= 0; i--) {
-      for (let j = b.length - 1; j >= 0; j--) {
-        long[i][j] = a[i] === b[j] ? long[i + 1][j + 1] + 1 : Math.max(long[i + 1][j], long[i][j + 1]);
-      }
-    }
-    const found = [];
-    const put = (kind, text) => {
-      if (found.length && found[found.length - 1][0] === kind) found[found.length - 1][1] += text;
-      else found.push([kind, text]);
-    };
-    let [i, j] = [0, 0];
-    while (i < a.length || j < b.length) {
-      if (i < a.length && j < b.length && a[i] === b[j]) [i, j] = [i + 1, (put(" ", a[i]), j + 1)];
-      else if (i < a.length && (j === b.length || long[i + 1][j] >= long[i][j + 1])) put("-", a[i++]);
-      else put("+", b[j++]);
-    }
-    return found;
-  };
-
-  const showChanges = (element, before, after) => {
-    const names = { " ": "span", "-": "del", "+": "ins" };
-    element.replaceChildren(
-      ...Review.wordChanges(before, after).map(([kind, text]) => make(names[kind], "", text)),
-    );
-  };
-
-  /* Where a sentence of two claims would be cut: at the cursor, else at a joint near its middle. */
-  Review.cutText = (text, at = null) => {
-    if (at === null || !text.slice(0, at).trim() || !text.slice(at).trim()) {
-      const joints = [...text.matchAll(/[.;。；]\s*(?=\S)|[,，]\s*(?:and|or|以及|并)?\s*(?=\S)|\s(?:and|or)\s|以及|并且/g)];
-      const far = (joint) => Math.abs(joint.index + joint[0].length / 2 - text.length / 2);
-      joints.sort((one, other) => far(one) - far(other));
-      if (!joints.length) return [text.trim(), ""];
-      const joint = joints[0];
-      const keeps = /^[.。]/.test(joint[0]) ? joint[0].trim() : "";
-      return [text.slice(0, joint.index).trim() + keeps, text.slice(joint.index + joint[0].length).trim()];
-    }
-    return [text.slice(0, at).trim(), text.slice(at).trim()];
-  };
+  const { percent, make } = Review;
 
   class RubricEditor {
     constructor(root, data, store) {
@@ -104,8 +49,8 @@
           answer: this.answer,
           read: () => structuredClone(this.answer),
           show: (answer, options) => this._shown(answer, options),
-          label: (path, mine, theirs) => this._label(path, mine, theirs),
-          value: (path, value) => this._value(path, value),
+          label: Review.fieldLabel,
+          value: (path, value) => Review.fieldValue(path, value, [...this.answer.criteria, ...this.draft]),
           state: (name, messages) => this._saving(name, messages),
           done: () => this._done(),
         });
@@ -435,7 +380,7 @@
         one.querySelector("[data-other=reason]").textContent = other.reason;
         one.querySelector("[data-other=reason]").hidden = !other.reason;
         one.querySelector("[data-other=disputed]").hidden = !other.disputed;
-        one.querySelector("ul").replaceChildren(...this._changeLines(other.criteria));
+        one.querySelector("ul").replaceChildren(...Review.changeLines(this.draft, other.criteria));
         const take = one.querySelector("button");
         take.hidden = this.locked;
         take.addEventListener("click", () => {
@@ -443,24 +388,6 @@
           this.say(words("taken"));
         });
         box.append(one);
-      });
-    }
-
-    _changeLines(criteria) {
-      const edits = D.counted(D.diff(this.draft, criteria));
-      if (!edits.length) return [make("li", "", words("no_edits"))];
-      const now = new Map(criteria.map((c) => [c.id, c]));
-      return edits.map((e) => {
-        const line = make("li", "", `${words("edit_" + e.what)}: `);
-        const change = make("span", "changes");
-        const c = now.get(e.criterion) || this.byId.get(e.criterion);
-        if (e.what === "text") showChanges(change, e.from, e.to);
-        else if (e.what === "removed") change.append(make("del", "", c.text));
-        else if (e.to && e.to.text) change.append(make("ins", "", e.to.text));
-        else if (e.what === "moved") change.textContent = c.text;
-        else change.textContent = `${this._value([e.what], e.from)} → ${this._value([e.what], e.to)} · ${c.text}`;
-        line.append(change);
-        return line;
       });
     }
 
@@ -591,7 +518,7 @@
       const was = card.querySelector(".criterion-was");
       const before = this.byId.get(c.id);
       was.hidden = !before || before.text === c.text;
-      if (!was.hidden) showChanges(was.querySelector("span"), before.text, c.text);
+      if (!was.hidden) Review.showChanges(was.querySelector("span"), before.text, c.text);
     }
 
     _renderHint(card, c) {
@@ -702,34 +629,6 @@
       dialog.querySelector("form").addEventListener("submit", (event) => {
         if (event.submitter.value === "reject") this._rejected(dialog.querySelector("textarea").value);
       });
-    }
-
-    /* ---- names in the choice between two versions ---- */
-
-    _label(path, mine, theirs) {
-      if (path[0] !== "criteria") return words("field_" + path[0]);
-      if (path[1] === "order") return words("field_order");
-      const all = [...mine.criteria, ...theirs.criteria];
-      const c = all.find((one) => one.id === path[1]);
-      const text = c ? c.text.slice(0, 60) + (c.text.length > 60 ? " …" : "") : "";
-      return path.length === 2 ? words("field_criterion") : `${words("field_" + path[2])}: ${text}`;
-    }
-
-    _value(path, value) {
-      const name = path.at(-1);
-      if (value === undefined || value === null || value === "") return words("nothing");
-      if (name === "weight") return `${percent(value)} %`;
-      if (typeof value === "boolean") return words(value ? "yes" : "no");
-      if (name === "order") {
-        const text = (id) => (this.at(id) || this.byId.get(id) || { text: id }).text.slice(0, 40);
-        return value.map((id, i) => `${i + 1}. ${text(id)}`).join("\n");
-      }
-      if (["tier", "axis", "kind"].includes(name)) {
-        const options = document.getElementById("criterion-template").content.querySelector(`[data-field="${name}"]`).options;
-        const option = [...options].find((one) => one.value === value);
-        return option ? option.textContent : String(value);
-      }
-      return typeof value === "object" ? value.text || JSON.stringify(value) : String(value);
     }
   }
   Review.RubricEditor = RubricEditor;
