@@ -10,7 +10,6 @@ that everything hangs on the gold reward, which in a healthy run has no trend bu
 independent     of every prompt and evaluation anew, deviation 0.3
 violations      small noise, and −λ on a tenth of the answers, anew every time
 sticky          −λ on a tenth of the prompts, which they keep for some evaluations
-wandering       of every prompt a random walk of its own, deviation 0.1 a step
 swings 0.03     independent, and a common swing that passes: AR(1), 0.6, deviation 0.03
 swings 0.1      the same, larger: for some evaluations the policy does get worse
 drift 0.03      independent, and a common random walk
@@ -70,10 +69,6 @@ def sticky(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.array(rows)
 
 
-def wandering(rng: np.random.Generator, n: int) -> np.ndarray:
-    return np.cumsum(rng.normal(0, 0.1, (EVALUATIONS, n)), axis=0)
-
-
 def swings(deviation: float) -> Curve:
     def curve(rng: np.random.Generator, n: int) -> np.ndarray:
         common = [0.0]
@@ -97,12 +92,11 @@ HEALTHY: dict[str, Curve] = {
     "independent": independent,
     "violations": violations,
     "sticky": sticky,
-    "wandering": wandering,
     "swings 0.03": swings(0.03),
     "swings 0.1": swings(0.1),
     "drift 0.03": drift,
 }
-FALLING: dict[str, Curve] = {f"falls {s} each": falling(s) for s in (0.02, 0.04, 0.08)}
+FALLING: dict[str, Curve] = {f"falls {s} each": falling(s) for s in (0.04, 0.08)}
 
 
 @cache

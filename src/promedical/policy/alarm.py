@@ -187,7 +187,8 @@ def _tested(d: Floats) -> Change:
     if not d.any():
         return Change(0.0, 0.0, 0.0, 1.0, 1.0, n)
     size = np.sort(np.abs(d))  # all that flipped signs depend on
-    sums, total = _signs(n) @ size, float(d.sum())
+    half, total = _signs(n) @ size, float(d.sum())
+    sums = np.concatenate([half, -half])  # so that p_rise of d is p_fall of −d
     near = 1e-9 * float(size.sum())  # equal sums, added in another order
     figure = _bootstrap(n).figure(mean(d, np.arange(n), n, "prompts"))
     assert figure.low is not None
@@ -210,8 +211,7 @@ def _bootstrap(n: int) -> Bootstrap:
 
 @lru_cache(maxsize=4)
 def _signs(n: int) -> Floats:
-    half = np.random.default_rng(0).integers(0, 2, size=(FLIPS // 2, n)) * 2.0 - 1.0
-    return np.concatenate([half, -half])  # so that p_rise of d is p_fall of −d
+    return np.random.default_rng(0).integers(0, 2, size=(FLIPS // 2, n)) * 2.0 - 1.0
 
 
 def check(points: Sequence[Point], rule: AlarmRule, planned: int) -> Check:
