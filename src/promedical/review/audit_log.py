@@ -26,6 +26,9 @@ from promedical.review.tables import AuditEvent, now
 __all__ = ["AuditLogError", "LogState", "digest_of", "record", "verify"]
 
 FIRST = "0" * 64
+SEALED = ("seq", "at", "actor_id", "action", "subject", "digest", "previous_hash")
+_LAST = select(AuditEvent.seq, AuditEvent.hash).order_by(AuditEvent.seq.desc()).limit(1)
+_ADD = AuditEvent.__table__.insert()
 
 
 class AuditLogError(ValueError):
@@ -51,9 +54,7 @@ def digest_of(document: Any, salt: str = "") -> str:
     return hashlib.sha256(f"{salt}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def record(
-    session: Session, actor_id: str, action: str, subject: str, *, digest: str = ""
-) -> AuditEvent:
+def record(session: Session, actor_id: str, action: str, subject: str, *, digest: str = "") -> None:
     """Add an entry in this session's transaction; call it last, other writers wait from here on.
 
     Args:
@@ -63,25 +64,22 @@ def record(
         subject: ids, such as "assignment:Xy…"; never content.
         digest: of what was written, by `digest_of` with the item's salt.
     """
-    lock_audit_log(session)
-    last = session.execute(
-        select(AuditEvent.seq, AuditEvent.hash).order_by(AuditEvent.seq.desc()).limit(1)
-    ).first()
-    seq, previous = (1, FIRST) if last is None else (last.seq + 1, last.hash)
-    at = now()
-    entry = AuditEvent(
-        seq=seq,
-        at=at,
-        actor_id=actor_id,
-        action=action,
-        subject=subject,
-        digest=digest,
-        previous_hash=previous,
-    )
-    entry.hash = _hash(_sealed(entry))
-    session.add(entry)
     session.flush()
-    return entry
+    lock_audit_log(session)
+    # Without the unit of work: every save comes through here.
+    connection = session.connection()
+    last = connection.execute(_LAST).first()
+    seq, previous = (1, FIRST) if last is None else (last.seq + 1, last.hash)
+    entry = {
+        "seq": seq,
+        "at": now(),
+        "actor_id": actor_id,
+        "action": action,
+        "subject": subject,
+        "digest": digest,
+        "previous_hash": previous,
+    }
+    connection.execute(_ADD, {**entry, "hash": _hash(entry)})
 
 
 def verify(session: Session, *, head: str | None = None) -> LogState:
@@ -103,7 +101,7 @@ def verify(session: Session, *, head: str | None = None) -> LogState:
             raise AuditLogError(f"audit log: entry {count} is missing, found {entry.seq} there")
         if entry.previous_hash != previous:
             raise AuditLogError(f"audit log: entry {count} does not follow the one before it")
-        if entry.hash != _hash(_sealed(entry)):
+        if entry.hash != _hash({name: getattr(entry, name) for name in SEALED}):
             raise AuditLogError(f"audit log: entry {count} was changed after it was written")
         previous = entry.hash
         seen = seen or previous == head
@@ -115,18 +113,7 @@ def verify(session: Session, *, head: str | None = None) -> LogState:
     return LogState(count, previous)
 
 
-def _sealed(entry: AuditEvent) -> Mapping[str, Any]:
-    return {
-        "seq": entry.seq,
-        "at": entry.at.isoformat(timespec="microseconds"),
-        "actor": entry.actor_id,
-        "action": entry.action,
-        "subject": entry.subject,
-        "digest": entry.digest,
-        "previous": entry.previous_hash,
-    }
-
-
-def _hash(sealed: Mapping[str, Any]) -> str:
+def _hash(entry: Mapping[str, Any]) -> str:
+    sealed = {**entry, "at": entry["at"].isoformat(timespec="microseconds")}
     text = json.dumps(sealed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

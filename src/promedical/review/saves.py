@@ -123,30 +123,33 @@ def save(
         NotYours, Closed, Conflict, InvalidAnswer: as their names say; nothing was written.
     """
     _check_arguments(base, save_id, answer, seconds, state)
-    assignment = session.scalar(
-        select(Assignment)
+    found = session.execute(
+        select(Assignment, Item, Round.kind, Round.state)
+        .join(Item, Item.id == Assignment.item_id)
+        .join(Round, Round.id == Item.round_id)
         .where(Assignment.id == assignment_id, Assignment.reviewer_id == reviewer_id)
-        .with_for_update()
-    )
-    if assignment is None:
+        .with_for_update(of=Assignment)
+    ).one_or_none()
+    if found is None:
         raise NotYours("no such assignment")
-    item = session.get_one(Item, assignment.item_id)
-    round_ = session.get_one(Round, item.round_id)
+    assignment, item, kind, round_state = found
     digest = audit_log.digest_of({"answer": answer, "state": state}, item.salt)
-    earlier = session.get(Change, save_id)
+    earlier = session.execute(
+        select(Change.assignment_id, Change.digest, Change.version).where(Change.id == save_id)
+    ).one_or_none()
     if earlier is not None:
         if earlier.assignment_id != assignment_id or earlier.digest != digest:
             raise InvalidAnswer([f"save: the id {save_id!r} was used for another save"])
         return Saved(earlier.version, assignment.state, repeated=True)
     if item.removed_at is not None:
         raise Closed("the item was removed")
-    if round_.state != "open":
+    if round_state != "open":
         raise Closed("the round is closed")
     if assignment.state == "done":
         raise Closed("the item is finished")
     if base != assignment.version:
         raise Conflict(assignment.version, assignment.answer, assignment.state)
-    problems = _kind(round_.kind).check_answer(
+    problems = _kind(kind).check_answer(
         item.content,
         answer,
         finish=state == "done",
@@ -155,7 +158,7 @@ def save(
     )
     if problems:
         raise InvalidAnswer(problems)
-    return _write(session, assignment, round_.kind, answer, save_id, digest, seconds, state)
+    return _write(session, assignment, kind, answer, save_id, digest, seconds, state)
 
 
 def _write(
@@ -178,19 +181,18 @@ def _write(
     assignment.started = assignment.started or at
     assignment.state = state or "started"
     assignment.finished = at if state == "done" else None
-    session.add(
-        Change(
-            id=save_id,
-            assignment_id=assignment.id,
-            reviewer_id=assignment.reviewer_id,
-            version=assignment.version,
-            at=at,
-            entries=entries,
-            digest=digest,
-            seconds=seconds,
-        )
-    )
     session.flush()
+    change = {
+        "id": save_id,
+        "assignment_id": assignment.id,
+        "reviewer_id": assignment.reviewer_id,
+        "version": assignment.version,
+        "at": at,
+        "entries": entries,
+        "digest": digest,
+        "seconds": seconds,
+    }
+    session.connection().execute(Change.__table__.insert(), change)
     if state == "done":
         _kind(kind).on_finished(session, assignment)
     action = "assignment.finish" if state == "done" else "assignment.save"
