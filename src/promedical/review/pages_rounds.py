@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from promedical.corpus.banks import universal_criteria
 from promedical.records import GradedInstruction, RecordError, from_dict, to_dict
-from promedical.review import drafts, gold, rounds
+from promedical.review import audit_log, drafts, gold, rounds
 from promedical.review.pages import render
 from promedical.review.round_figures import figures
 from promedical.review.rounds import RoundError, RoundSettings
@@ -229,6 +229,8 @@ def gold_lines(request: Request, round_id: str, person: Lead) -> Response:
     with database_of(request).read() as session:
         _rubric_round(session, round_id)
         found = gold.collect(rounds.items_of(session, round_id))
+    with database_of(request).write() as session:
+        audit_log.record(session, person.id, "round.export", f"round:{round_id}")
     lines = "".join(json.dumps(to_dict(g.row), ensure_ascii=False) + "\n" for g in found.rubrics)
     headers = {"content-disposition": f'attachment; filename="gold-{round_id}.jsonl"'}
     return Response(lines, media_type="application/x-ndjson", headers=headers)

@@ -15,13 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from promedical.review import drafts
+from promedical.review.pace import TOO_FAST
 from promedical.review.rounds import outcome
 from promedical.review.tables import Assignment, Item
 
 __all__ = ["FigureOfRound", "ReviewerFigure", "figures", "wilson"]
-
-# Seconds a criterion: a median below it says that somebody clicked through.
-TOO_FAST = 2.0
 
 
 @dataclass(frozen=True)

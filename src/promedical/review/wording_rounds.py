@@ -46,6 +46,15 @@ _AUTOSAVE = {
         "本浏览器中有些内容未能自动发送。请打开相应条目：",
     ),
     "leftovers_open": ("Open", "打开"),
+    "leftovers_discard": ("Discard", "丢弃"),
+    "leftovers_sure": (
+        "Discard what was not sent? It cannot be brought back.",
+        "确定丢弃未发送的内容吗？丢弃后无法恢复。",
+    ),
+    "closed": (
+        "It was finished or closed meanwhile. To change it, ask the lead to give it back.",
+        "本条目已完成或已关闭。如需修改，请联系负责人退回。",
+    ),
 }
 
 _RUBRIC = {
@@ -244,8 +253,9 @@ _ROUNDS = {
     "file": ("Drafts (JSON lines)", "草稿（JSON lines 文件）"),
     "file_hint": (
         "One instruction with its rubric a line, in the form of this project's datasets. For a "
-        "dataset folder on this machine use: promedical review round FOLDER",
-        "每行一条指令及其评分标准。若数据集文件夹在本机，请使用：promedical review round 文件夹",
+        "dataset folder, or a large file: promedical review import ROWS --kind rubrics --name NAME",
+        "每行一条指令及其评分标准。数据集文件夹或大文件请使用："
+        "promedical review import ROWS --kind rubrics --name 名称",
     ),
     "size": ("How many rubrics", "抽取数量"),
     "double": ("Share that two reviewers get, in per cent", "由两人审阅的比例（%）"),
@@ -314,9 +324,9 @@ _ROUNDS = {
     "gold": ("Gold rubrics", "金标准"),
     "gold_hint": (
         "{n} rubrics are gold: accepted, or corrected. For the exemplar pool that the next drafts "
-        "draw from, run where the pool is: promedical review gold {id} --pool FOLDER",
-        "已有 {n} 条金标准（接受或修正）。如需加入示例库，请在示例库所在的机器上运行："
-        "promedical review gold {id} --pool 文件夹",
+        "draw from, run on the server: promedical review export {id} --out FOLDER --pool FOLDER",
+        "已有 {n} 条金标准（接受或修正）。如需加入示例库，请在服务器上运行："
+        "promedical review export {id} --out 文件夹 --pool 文件夹",
     ),
     "download": ("Download as JSON lines", "下载 JSON lines"),
     "changed": ("Done.", "已完成。"),

@@ -20,6 +20,7 @@
   const RETRY = [1000, 2000, 4000, 8000, 15000, 30000];
   const LONGEST_TAKE = 3600; // seconds; the server takes no more for one save
   const TIMEOUT = 15000;
+  const DAY = 86400000;
   const KEEPALIVE_LIMIT = 60000; // bytes that a browser sends on from a page that is closing
 
   /* A text of the interface: `data-*` of #review-words or of what has the attribute
@@ -139,11 +140,14 @@
       if (!database) return [];
       return new Promise((resolve) => {
         const found = [];
-        const cursor = database.transaction("journal").objectStore("journal").openCursor();
+        const journal = database.transaction("journal", "readwrite").objectStore("journal");
+        const cursor = journal.openCursor();
         cursor.onerror = () => resolve(found);
         cursor.onsuccess = () => {
           if (!cursor.result) return resolve(found);
-          found.push([cursor.result.key, cursor.result.value]);
+          const { key, value } = cursor.result;
+          if (value.gone && value.at < Date.now() - DAY) cursor.result.delete();
+          else found.push([key, value]);
           cursor.result.continue();
         };
       });
@@ -196,7 +200,9 @@
         return { is: "conflict", version: data.version, answer: data.answer };
       }
       if (reply.status === 403 && (await this._renewed())) return { is: "lost" };
-      return { is: "refused", status: reply.status, messages: messagesOf(data, reply.status) };
+      const closed = reply.status === 423 || reply.status === 404;
+      const messages = closed ? [Review.words("closed")] : messagesOf(data, reply.status);
+      return { is: "refused", status: reply.status, messages };
     }
 
     /* After a new login in another window the page's token is stale: read the page's new one. */
@@ -487,6 +493,7 @@
       this.version = version;
       this.saved = answer;
       this.attempt = null;
+      if (version < this.page.version && this.draft === null) this._outdated();
       if (finish) this.draft = null;
       this._record();
       if (finish) {
@@ -495,6 +502,13 @@
         if (this.page.done) this.page.done();
       }
       return true;
+    }
+
+    /* What a dead page had left behind had arrived after all, and was saved over since then. */
+    _outdated() {
+      this.version = this.page.version;
+      this.saved = this.page.answer;
+      this.page.show(this.page.answer, { finishing: false });
     }
 
     async _conflict({ version, answer: theirs }) {
@@ -617,7 +631,7 @@
   Review.Autosave = Autosave;
 
   /* Sends what pages of other items left behind, for a reviewer who went on to the next item or
-   * to the start page. Returns [{assignment, url}] of those that need the person to choose. */
+   * to the start page. Returns [{assignment, url, discard}] of those that need the person. */
   Review.deliverLeftovers = async (store, { except = null } = {}) => {
     const journal = new Journal(store.name);
     const all = [...(await journal.entries())].filter(([key]) => key.split("/")[0] !== except);
@@ -629,7 +643,7 @@
       if (open.has(page)) continue;
       const outcome = await deliver(store, journal, key, assignment, entry);
       if (outcome.is === "saved") await journal.remove(key);
-      else if (outcome.is !== "lost") toChoose.push({ assignment, url: entry.url });
+      else if (outcome.is !== "lost") toChoose.push({ assignment, url: entry.url, discard: () => journal.remove(key) });
     }
     return toChoose;
   };

@@ -103,6 +103,7 @@
     const name = path.at(-1);
     if (value === undefined || value === null || value === "") return words("nothing");
     if (name === "weight") return `${percent(value)} %`;
+    if (name === "decision") return words("decided_" + value);
     if (typeof value === "boolean") return words(value ? "yes" : "no");
     if (name === "order") {
       const text = (id) => (known.find((c) => c.id === id) || { text: id }).text.slice(0, 40);
