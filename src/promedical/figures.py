@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promedical import corpus_tables, experiment_tables, provenance
+from promedical import application_tables, corpus_tables, experiment_tables, provenance
 from promedical.bench import run_tables, tables
 from promedical.bench.report import headline, without_texts
 from promedical.bench.tables import Cell, Column, Row, Table
@@ -369,10 +369,6 @@ def _serve(result: Json) -> str:
     return f"{told}\n\n{markdown(table)}\n\n{_ran(result)}"
 
 
-def _paper(_: Json) -> str:
-    return "\n\n".join(markdown(table) for table in run_tables.paper_tables())
-
-
 def _scale(_: Json) -> str:
     parts = [markdown(table) for table in experiment_tables.scale_tables()]
     return "\n\n".join(["\n".join(experiment_tables.scale_lines()), *parts])
@@ -382,19 +378,6 @@ def _healthbench(result: Json) -> str:
     parts = [markdown(table) for table in experiment_tables.healthbench_tables(result)]
     lines = "\n".join(experiment_tables.healthbench_lines(result))
     return "\n\n".join([lines, *parts, _ran(result)])
-
-
-def _llm_calls(result: Json) -> str:
-    return "\n\n".join(["\n".join(corpus_tables.llm_calls_lines(result)), _ran(result)])
-
-
-def _dedup(result: Json) -> str:
-    parts = [markdown(table) for table in corpus_tables.dedup_tables(result)]
-    return "\n\n".join([*parts, _ran(result)])
-
-
-def _corpus_scale(result: Json) -> str:
-    return f"{markdown(corpus_tables.corpus_scale_table(result))}\n\n{_ran(result)}"
 
 
 def _bootstrap(result: Json) -> str:
@@ -410,6 +393,17 @@ def _bootstrap(result: Json) -> str:
     return f"{said}\n\n{_ran(result)}"
 
 
+def _lines(result: Json, *parts: str | Table) -> str:
+    shown = [part if isinstance(part, str) else markdown(part) for part in parts]
+    return "\n\n".join([*shown, _ran(result)])
+
+
+def _policy_compare(result: Json) -> str:
+    from promedical.policy.compare_report import tables
+
+    return _lines(result, *tables(result).values())
+
+
 RENDERERS: dict[str, Renderer] = {
     "quickstart": Renderer(_quickstart, "quickstart"),
     "quickstart_summary": Renderer(_summary, "quickstart"),
@@ -423,12 +417,24 @@ RENDERERS: dict[str, Renderer] = {
     "grading": Renderer(_grading, "grading"),
     "serve": Renderer(_serve, "serve"),
     "healthbench": Renderer(_healthbench, "healthbench"),
-    "llm_calls": Renderer(_llm_calls, "llm_calls"),
-    "dedup": Renderer(_dedup, "dedup"),
-    "corpus_scale": Renderer(_corpus_scale, "corpus_scale"),
+    "llm_calls": Renderer(
+        lambda r: _lines(r, "\n".join(corpus_tables.llm_calls_lines(r))), "llm_calls"
+    ),
+    "dedup": Renderer(lambda r: _lines(r, *corpus_tables.dedup_tables(r)), "dedup"),
+    "corpus_scale": Renderer(
+        lambda r: _lines(r, corpus_tables.corpus_scale_table(r)), "corpus_scale"
+    ),
     "bootstrap": Renderer(_bootstrap, "bootstrap"),
+    "audit": Renderer(lambda r: _lines(r, application_tables.audit_line(r)), "audit"),
+    "policy_step": Renderer(
+        lambda r: _lines(r, application_tables.policy_step_table(r)), "policy_step"
+    ),
+    "policy_compare": Renderer(_policy_compare, "policy_compare"),
+    "review": Renderer(lambda r: _lines(r, *application_tables.review_tables(r)), "review"),
     "scale": Renderer(_scale),
-    "paper": Renderer(_paper),
+    "paper": Renderer(
+        lambda _: "\n\n".join(markdown(table) for table in run_tables.paper_tables())
+    ),
 }
 
 
