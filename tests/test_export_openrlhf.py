@@ -182,13 +182,13 @@ def parsed(given: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """What OpenRLHF's own command makes of arguments: its parser and all its checks are run."""
     from datetime import datetime
 
-    path = source("cli/train_ppo_ray.py")
+    path, helper = source("cli/train_ppo_ray.py"), source("utils/config.py").read_text()
     block = ast.parse(path.read_text()).body[-1]
     assert isinstance(block, ast.If)  # if __name__ == "__main__":
     monkeypatch.setitem(sys.modules, "openrlhf", ModuleType("openrlhf"))
     monkeypatch.setitem(sys.modules, "openrlhf.utils", ModuleType("openrlhf.utils"))
     config = ModuleType("openrlhf.utils.config")
-    exec(source("utils/config.py").read_text(), config.__dict__)
+    exec(helper, config.__dict__)
     monkeypatch.setitem(sys.modules, "openrlhf.utils.config", config)
     monkeypatch.setattr(sys, "argv", ["train_ppo_ray", *given])
     found: list[Any] = []

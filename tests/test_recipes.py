@@ -12,6 +12,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 
 from promedical.corpus.build_recipe import BuildRecipe
 from promedical.policy.compare_recipe import CompareRecipe
+from promedical.policy.engine_export import EngineRecipe
 from promedical.policy.recipe import PolicyRecipe, check_method
 from promedical.quickstart import QuickstartRecipe
 from promedical.recipe import load_recipe
@@ -23,6 +24,8 @@ CLASSES: dict[str, type[Any]] = {
     "quickstart": QuickstartRecipe,
     "policy": PolicyRecipe,
     "compare": CompareRecipe,
+    "verl": EngineRecipe,
+    "openrlhf": EngineRecipe,
     "rm": RewardModelRecipe,
     "ablations": RewardModelRecipe,
     "corpus": BuildRecipe,
@@ -39,7 +42,7 @@ def load(name: str) -> Any:
     kind = folder or file.removesuffix(".yaml").split("-")[0]
     # Of policies there are comparisons too, and ablations are of both kinds of model.
     first = file.split("-")[0]
-    if first in ("policy", "compare"):
+    if first in ("policy", "compare", "verl", "openrlhf"):
         kind = first
     return load_recipe(CLASSES[kind], RECIPES / name)
 
@@ -52,6 +55,16 @@ def test_a_recipe_loads_and_says_more_than_the_defaults(name):
     assert not any(
         Path(value).is_absolute() for value in vars(found).values() if isinstance(value, str)
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["policy/verl-grpo-qwen3-8b.yaml", "policy/verl-ppo-qwen3-8b.yaml"]
+)
+def test_the_papers_values_in_verl(name):
+    found = load(name)
+    assert (found.num_generations, found.beta, found.learning_rate) == (8, 0.04, 1e-6)
+    assert found.algorithm == name.split("-")[1]
+    assert (found.reward.operating_point, found.reward.on_failure) == ("reward", "stop")
 
 
 POLICIES = [name for name in FILES if isinstance(load(name), PolicyRecipe)]
