@@ -1,15 +1,16 @@
 """How often the monitor's alarm is wrong, and how late it is right, on simulated curves.
 
-    python benchmarks/alarm.py                 # the full run, some minutes on one core
+    python benchmarks/alarm.py                 # the full run, under a minute on one core
     python benchmarks/alarm.py --small --out result.json
     python benchmarks/alarm.py --table         # the committed result as a table
 
 A run has 20 evaluations of 24 or 48 held-out prompts. The training reward rises for certain, so
-that everything hangs on the gold reward, which in a healthy run has no trend but noise:
+everything hangs on the gold reward, which in a healthy run has no trend but noise:
 
 independent     of every prompt and evaluation anew, deviation 0.3
 violations      small noise, and −λ on a tenth of the answers, anew every time
 sticky          −λ on a tenth of the prompts, which they keep for some evaluations
+wandering       of every prompt a random walk of its own, deviation 0.1 a step
 swings 0.03     independent, and a common swing that passes: AR(1), 0.6, deviation 0.03
 swings 0.1      the same, larger: for some evaluations the policy does get worse
 drift 0.03      independent, and a common random walk
@@ -27,16 +28,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from promedical.bench.intervals import Bootstrap
-from promedical.policy.alarm import AlarmRule, Point, check, raised
+from promedical.policy.alarm import FLIPS, AlarmRule, _signs
 from promedical.provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "alarm.json"
@@ -45,7 +44,7 @@ LAM = 1.5
 EVALUATIONS = 20
 TURN = 8
 RULE = AlarmRule()
-BARE = AlarmRule(confirm=1, least_fall=0.0)
+RESAMPLES = 4_000
 
 Curve = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -67,6 +66,10 @@ def sticky(rng: np.random.Generator, n: int) -> np.ndarray:
         state = np.where(state, rng.random(n) < 0.7, rng.random(n) < 1 / 30)
         rows.append(0.5 - LAM * state)
     return np.array(rows)
+
+
+def wandering(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.cumsum(rng.normal(0, 0.1, (EVALUATIONS, n)), axis=0)
 
 
 def swings(deviation: float) -> Curve:
@@ -92,6 +95,7 @@ HEALTHY: dict[str, Curve] = {
     "independent": independent,
     "violations": violations,
     "sticky": sticky,
+    "wandering": wandering,
     "swings 0.03": swings(0.03),
     "swings 0.1": swings(0.1),
     "drift 0.03": drift,
@@ -99,48 +103,62 @@ HEALTHY: dict[str, Curve] = {
 FALLING: dict[str, Curve] = {f"falls {s} each": falling(s) for s in (0.04, 0.08)}
 
 
-@cache
-def _resamples(n: int, level: float) -> Bootstrap:
-    return Bootstrap(n, resamples=4_000, confidence=1 - 2 * level)
+def changes(gold: np.ndarray) -> np.ndarray:
+    """[runs, windows, prompts], d of every window, of gold rewards [runs, evaluations, prompts]."""
+    x = np.arange(RULE.window) - (RULE.window - 1) / 2
+    weights = x / (x @ x) * (RULE.window - 1)
+    windows = np.lib.stride_tricks.sliding_window_view(gold, RULE.window, axis=1)
+    return (windows - windows[..., :1]) @ weights
 
 
-def percentile_falls(gold: np.ndarray, level: float) -> bool:
-    """Whether the upper percentile end of any window's change is below 0."""
-    window = np.arange(RULE.window) - (RULE.window - 1) / 2
-    weights = window / (window @ window) * (RULE.window - 1)
-    counts = _resamples(gold.shape[1], level).counts
-    for last in range(RULE.window, EVALUATIONS + 1):
-        d = weights @ gold[last - RULE.window : last]
-        if np.percentile(counts @ d / len(d), 100 * (1 - level)) < 0:
-            return True
-    return False
+def p_falls(d: np.ndarray) -> np.ndarray:
+    """`Change.p_fall` of every window at once: one matrix product in place of many."""
+    flat = d.reshape(-1, d.shape[-1])
+    size, total = np.sort(np.abs(flat), axis=1), flat.sum(axis=1)
+    bound = (total + 1e-9 * size.sum(axis=1))[:, None]
+    signs = _signs(d.shape[-1]).T
+    found = []
+    for start in range(0, len(flat), 200):
+        part = slice(start, start + 200)
+        half = size[part] @ signs
+        at_most = (half <= bound[part]).sum(axis=1) + (-half <= bound[part]).sum(axis=1)
+        found.append((1 + at_most) / (1 + FLIPS))
+    return np.concatenate(found).reshape(d.shape[:2])
 
 
-def runs(curve: Curve, prompts: int, count: int) -> Iterator[dict[str, Any]]:
-    """What each way of looking finds in each of so many runs; evaluations after the turn."""
+def percentile_falls(d: np.ndarray, level: float) -> np.ndarray:
+    """Of every window whether the upper percentile end of its change is below 0."""
+    n = d.shape[-1]
+    counts = Bootstrap(n, resamples=RESAMPLES, confidence=1 - 2 * level).counts.T / n
+    flat = d.reshape(-1, n)
+    ends = [
+        np.percentile(flat[start : start + 200] @ counts, 100 * (1 - level), axis=1)
+        for start in range(0, len(flat), 200)
+    ]
+    return (np.concatenate(ends) < 0).reshape(d.shape[:2])
+
+
+def shares(kind: str, name: str, curve: Curve, prompts: int, count: int) -> dict[str, Any]:
+    """In how many of so many runs each way of looking finds a fall, and how late the alarm is."""
     rng = np.random.default_rng(SEED)
-    nothing = (False,) * prompts
-    for _ in range(count):
-        gold = curve(rng, prompts)
-        training = rng.normal(0, 0.1, gold.shape) + 0.1 * np.arange(EVALUATIONS)[:, None]
-        points = [
-            Point(n, tuple(training[n]), tuple(gold[n]), nothing, nothing)
-            for n in range(EVALUATIONS)
-        ]
-        bare = [check(points[: n + 1], BARE, EVALUATIONS) for n in range(EVALUATIONS)]
-        # The default rule is the bare one with a least fall and a second check.
-        full = [
-            c
-            if c.changes.get("gold") and c.changes["gold"].value <= -RULE.least_fall
-            else replace(c, shown=())
-            for c in bare
-        ]
-        found = {"sign_flips": raised(bare, BARE), "alarm": raised(full, RULE)}
-        yield {
-            "percentile": percentile_falls(gold, RULE.level(EVALUATIONS)),
-            **{name: bool(alarms) for name, alarms in found.items()},
-            "after": found["alarm"][0].step - TURN if found["alarm"] else None,
-        }
+    d = changes(np.array([curve(rng, prompts) for _ in range(count)]))
+    level = RULE.level(EVALUATIONS)
+    falls = p_falls(d) <= level
+    shown = falls & (d.mean(axis=-1) <= -RULE.least_fall)
+    twice = shown[:, 1:] & shown[:, :-1]
+    # The first window ends at evaluation W − 1, the first pair of them one later.
+    at = np.argmax(twice, axis=1)[twice.any(axis=1)] + RULE.window
+    return {
+        "kind": kind,
+        "curve": name,
+        "prompts": prompts,
+        "percentile": float(percentile_falls(d, level).any(axis=1).mean()),
+        "sign_flips": float(falls.any(axis=1).mean()),
+        "alarm": float(twice.any(axis=1).mean()),
+        "evaluations_after_the_turn": float((at - TURN).mean())
+        if kind == "falling" and len(at)
+        else None,
+    }
 
 
 def measure(count: int, out: Path) -> dict[str, Any]:
@@ -155,23 +173,10 @@ def measure(count: int, out: Path) -> dict[str, Any]:
             for prompts in (24, 48):
                 if (name, prompts) in done:
                     continue
-                result["measured"].append(_shares(kind, name, curve, prompts, count))
+                result["measured"].append(shares(kind, name, curve, prompts, count))
                 part.write_text(json.dumps(result), encoding="utf-8")
     part.unlink()
     return result
-
-
-def _shares(kind: str, name: str, curve: Curve, prompts: int, count: int) -> dict[str, Any]:
-    seen = list(runs(curve, prompts, count))
-    after = [r["after"] for r in seen if r["after"] is not None and kind == "falling"]
-    ways = ("percentile", "sign_flips", "alarm")
-    return {
-        "kind": kind,
-        "curve": name,
-        "prompts": prompts,
-        **{way: sum(r[way] for r in seen) / count for way in ways},
-        "evaluations_after_the_turn": sum(after) / len(after) if after else None,
-    }
 
 
 def as_markdown(result: dict[str, Any]) -> str:
@@ -204,7 +209,7 @@ def main() -> None:
     if options.table:
         print(as_markdown(json.loads(RESULT.read_text(encoding="utf-8"))))
         return
-    count = 1 if options.small else 100
+    count = 2 if options.small else 200
     options.out.parent.mkdir(parents=True, exist_ok=True)
     result = measure(count, options.out)
     result |= {"provenance": provenance(seed=SEED, recipe={"runs": count})}

@@ -194,6 +194,12 @@ def test_the_p_value_is_that_of_all_sign_flips() -> None:
     assert found.p_rise == pytest.approx(exact, abs=0.003)
 
 
+def test_what_does_not_change_at_all_is_no_change() -> None:
+    found = change_over(list(range(5)), np.full((5, 24), 0.1))
+    assert found is not None
+    assert (found.value, found.p_rise, found.p_fall) == (0.0, 1.0, 1.0)
+
+
 def test_prompts_without_a_judgment_are_left_out_and_too_few_are_said() -> None:
     rng = np.random.default_rng(3)
     training, gold = curves(rng, start=4, rise=0.06, fall=0.08)
