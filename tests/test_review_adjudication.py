@@ -31,10 +31,11 @@ from promedical.review.adjudication_answer import (
     missing_verdicts,
     preference_of,
 )
+from promedical.review.adjudication_people import hand_on
 from promedical.review.consensus import Standing
 from promedical.review.database import Database
 from promedical.review.migrate import upgrade
-from promedical.review.tables import Assignment, AuditEvent, Item, Round
+from promedical.review.tables import Assignment, AuditEvent, Item, Reviewer, Round
 from promedical.rubric import Verdict
 from review_server import *  # noqa: F403
 from review_server import add_reviewer
@@ -379,6 +380,31 @@ def test_two_who_finish_at_the_same_moment_still_get_a_third(database) -> None:
     for thread in threads:
         thread.join(60)
     assert len(given(database, third)) == 6
+
+
+def test_what_a_locked_account_had_not_begun_goes_to_others(sqlite) -> None:
+    (first, second, spare), (third, other_third) = people(sqlite, 3, 2)
+    made = new_round(sqlite, [graded(i) for i in range(6)], [first, second, spare])
+    mine = given(sqlite, first)
+    put(sqlite, mine[0][0], {"preference": {}}, base=0)
+    read_all(sqlite, second, all_met)
+    with sqlite.write() as session:
+        session.get_one(Reviewer, first).active = False
+    with sqlite.write() as session:
+        found = hand_on(session, made.round_id)
+    assert (found.moved, found.begun, found.nobody) == (3, 1, 0)
+    assert [a.id for a, _ in given(sqlite, first)] == [mine[0][0].id]
+    with sqlite.write() as session:
+        assert hand_on(session, made.round_id).moved == 0
+    read_all(sqlite, spare, without_food)
+    read_all(sqlite, second, all_met)
+    asked = {who: given(sqlite, who) for who in (third, other_third)}
+    locked = max(asked, key=lambda who: len(asked[who]))
+    with sqlite.write() as session:
+        session.get_one(Reviewer, locked).active = False
+    with sqlite.write() as session:
+        assert hand_on(session, made.round_id).moved == len(asked[locked]) > 0
+    assert given(sqlite, locked) == []
 
 
 # --- for the lead ---------------------------------------------------------------------------------

@@ -30,13 +30,13 @@ from promedical.review.adjudication import (
     AdjudicationPlan,
     MadeRound,
     ReadItem,
-    assign_thirds,
     dangers,
     make_round,
     read_items,
     settle_danger,
 )
 from promedical.review.adjudication_answer import ballots_of
+from promedical.review.adjudication_people import hand_on, left_behind
 from promedical.review.adjudication_view import others_of, view_of
 from promedical.review.agreement_live import live_agreement
 from promedical.review.bench_export import danger_lines, export_bench, pseudonyms
@@ -289,6 +289,7 @@ def round_page(request: Request, round_id: str, person: Lead) -> Response:
         round_ = _round(session, round_id)
         items = read_items(session, round_id)
         names = _names(session)
+        left = left_behind(session, round_id)
     return render(
         request,
         "adjudication_round.html",
@@ -298,6 +299,8 @@ def round_page(request: Request, round_id: str, person: Lead) -> Response:
         items=[_line(item) for item in items],
         dangers=dangers(items, round_.settings.get("dangers") or {}),
         names=names,
+        left=left,
+        begun=sum(assignment.version > 0 for assignment in left),
         made=_notices(request).pop(round_id, None),
         too_fast=TOO_FAST,
     )
@@ -380,11 +383,10 @@ def _back(round_id: str, anchor: str = "") -> Response:
 
 
 def hand_out(request: Request, round_id: str, person: Lead) -> Response:
-    """Hand out what waits for a third reader."""
+    """Hand out what waits for a third reader, and what locked accounts had not begun."""
     with database_of(request).write() as session:
         _round(session, round_id)
-        if assign_thirds(session, round_id):
-            audit_log.record(session, person.id, "thirds.assign", f"round:{round_id}")
+        hand_on(session, round_id, actor_id=person.id)
     _kept_figures(request).kept.pop(round_id, None)
     return _back(round_id)
 

@@ -148,6 +148,11 @@ _LEAD = {
         "{n} items wait for a third reader, and there is no free adjudicator.",
         "{n} 个条目在等待第三评审，但没有可用的裁定者。",
     ),
+    "locked": (
+        "{n} readings are with accounts that are locked ({begun} of them begun).",
+        "{n} 份评审属于已锁定的账户（其中 {begun} 份已开始）。",
+    ),
+    "hand_on": ("Give those not begun to others", "将未开始的转给他人"),
     "hand_out": ("Hand them out now", "立即分发"),
     "agreement": ("Agreement of the physicians", "医生之间的一致性"),
     "agreement_why": (
