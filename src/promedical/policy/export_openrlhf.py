@@ -178,7 +178,6 @@ def _ppo(recipe: EngineRecipe) -> dict[str, Any]:
         "critic.adam.lr": recipe.critic_learning_rate,
         "critic.lr_scheduler": "constant",
         "critic.lr_warmup_ratio": 0,
-        "critic.gradient_checkpointing_enable": True,
         "critic.num_nodes": recipe.nodes,
         "critic.num_gpus_per_node": recipe.gpus_per_node,
     }

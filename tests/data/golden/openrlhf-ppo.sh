@@ -53,7 +53,6 @@ python3 "$HERE"/train.py \
   --critic.adam.lr 1e-05 \
   --critic.lr_scheduler constant \
   --critic.lr_warmup_ratio 0 \
-  --critic.gradient_checkpointing_enable \
   --critic.num_nodes 2 \
   --critic.num_gpus_per_node 8 \
   --ckpt.path "$HERE"/checkpoints \
