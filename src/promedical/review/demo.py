@@ -225,7 +225,7 @@ def _finish(
 
 
 def _judge(session: Session, assignment: Assignment, item: Item, rng: random.Random) -> None:
-    """The known label, else "not met"; one in eight the other way, one in twenty "cannot say"."""
+    """The known label, else "not met"; some the other way, some "cannot say"."""
     written = session.get_one(ItemSecret, item.id).content["responses"]
     verdicts: dict[str, dict[str, Any]] = {}
     merit = {}
@@ -235,8 +235,8 @@ def _judge(session: Session, assignment: Assignment, item: Item, rng: random.Ran
         merit[key] = rng.random()
         for criterion in item.content["rubric"]["criteria"]:
             met = labels.get(criterion["id"]) == "met"
-            wanted = met != (rng.random() < 0.125)
-            verdict = "cannot_say" if rng.random() < 0.05 else "met" if wanted else "unmet"
+            wanted = met != (rng.random() < 0.07)
+            verdict = "cannot_say" if rng.random() < 0.04 else "met" if wanted else "unmet"
             verdicts[key][criterion["id"]] = {"v": verdict, "note": ""}
             merit[key] += (-20 if criterion["tier"] == Tier.VETO else 3) * met
     preference = {}

@@ -173,7 +173,7 @@ _LEAD = {
     "col_linear": ("κ, linear weights", "κ（线性加权）"),
     "col_quadratic": ("κ, quadratic weights", "κ（平方加权）"),
     "col_ordinal": ("α, ordinal", "α（有序）"),
-    "col_prevalence": ("Met / not met / cannot say", "符合 / 不符合 / 无法判断"),
+    "col_prevalence": ("Met or violated / not / cannot say", "符合或违反 / 否 / 无法判断"),
     "all": ("All criteria", "全部标准"),
     "by_tier": ("By tier", "按层级"),
     "by_axis": ("By axis", "按维度"),
