@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from letter_grader import HELD, OTHER, ROWS, RUBRIC, TextGrader, asked
+from promedical.policy.alarm import AlarmRule
 from promedical.policy.gold import GoldError, GoldSettings, GoldWatch, judge_of, judge_with
 from promedical.policy.held_out import HeldOutError, Sample, held_out, read_held_out
 from promedical.policy.monitor import MonitorSettings, open_monitor
@@ -158,6 +159,47 @@ def test_a_judge_that_breaks_down_ends_no_training_but_begins_none(
     watch.resume(0)
     with pytest.raises(GoldError, match="training judge: ConnectionError; nothing was trained"):
         evaluate(7)
+
+
+def test_a_run_killed_after_its_alarm_stops_at_its_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = AlarmRule(window=3, confirm=1, least_prompts=2, false_alarms=0.9)
+    settings: dict[str, Any] = {"rule": rule, "on_alarm": "stop", "every": 10}
+    state = SimpleNamespace(global_step=0, max_steps=40, is_world_process_zero=True)
+    args = SimpleNamespace(fsdp=None)
+
+    def begun(step: int) -> tuple[GoldWatch, Any]:
+        watch, _ = told_watch(tmp_path, monkeypatch, lambda _: [0.1] * 3, **settings)
+        tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
+        rises = dict.fromkeys(["h0", "h1", "h2"])
+        # More violations at every evaluation, of every prompt but the last.
+        watch.gold = lambda rows: {
+            name: Scores(0.1, 0, int(n < len(watch.lines.lines))) for n, name in enumerate(rises)
+        }
+        state.global_step = step
+        watch.begin(args, state, Policy(), tokenizer)
+        return watch, tokenizer
+
+    watch, tokenizer = begun(0)
+    control = SimpleNamespace(should_training_stop=False)
+    for step in (10, 20):
+        assert not control.should_training_stop
+        state.global_step = step
+        watch.step_end(state, control, Policy(), tokenizer)
+    assert control.should_training_stop
+    assert watch.stopped
+    assert [alarm.kind for alarm in watch.alarms] == ["gold_veto_rises"]
+
+    again, tokenizer = begun(20)
+    control = SimpleNamespace(should_training_stop=False)
+    state.global_step = 21  # no evaluation is due
+    again.step_end(state, control, Policy(), tokenizer)
+    assert control.should_training_stop
+    assert [line["step"] for line in again.lines.lines] == [0, 10, 20]
+    earlier, _ = begun(10)
+    assert earlier.alarms == ()
+    assert not (tmp_path / "alarms.json").exists()
 
 
 def test_all_processes_stop_when_the_first_one_does(monkeypatch: pytest.MonkeyPatch) -> None:

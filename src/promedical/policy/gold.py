@@ -467,14 +467,11 @@ class GoldWatch:
     def step_end(self, state: Any, control: Any, model: Any, tokenizer: Any) -> None:
         """A step is over; every process of the training calls this."""
         due = state.global_step % self.settings.every == 0 or state.global_step >= state.max_steps
-        if not due:
-            return
-        if state.is_world_process_zero:
+        if due and state.is_world_process_zero:
             self._evaluate(state, model, tokenizer)
-        stop = self.settings.on_alarm == "stop" and bool(self.alarms)
-        self.stopped = _first_says(stop)
-        if self.stopped:
-            control.should_training_stop = True
+        # At every step: a run that was killed after its alarm stops as soon as it can.
+        if self.settings.on_alarm == "stop" and _first_says(bool(self.alarms)):
+            self.stopped = control.should_training_stop = True
 
     def saved(self, state: Any) -> None:
         """The trainer has written a checkpoint."""
