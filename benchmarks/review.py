@@ -271,7 +271,7 @@ class Server:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/login", trust_env=False).status_code == 200:
                     return time.perf_counter() - started
-            if self.process.poll() is not None or time.perf_counter() - started > 120:
+            if self.process.poll() is not None or time.perf_counter() - started > 300:
                 raise RuntimeError("the server did not start")
             time.sleep(0.02)
 
