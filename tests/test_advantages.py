@@ -103,6 +103,25 @@ def test_the_scalar_reward_is_alone_and_ranks_come_with_weight_0_for_it() -> Non
         ranks.functions[1]([""], ["other"], instruction_id=["q0"])
 
 
+def test_soft_s1_breaks_ties_of_ranks_too() -> None:
+    class Sure(TextGrader):
+        """Sees a longer answer as the more likely to be right."""
+
+        def grade(self, messages: Any, responses: Any, rubric: Any, **more: Any) -> Any:
+            made = super().grade(messages, responses, rubric, **more)
+            for grade, text in zip(made, responses, strict=True):
+                sure = {key: min(1.0, len(text) / 10) for key in grade.verdicts}
+                object.__setattr__(grade, "probabilities", sure)
+            return made
+
+    texts = ["cc", "cccc", "cccccc"]
+    for soft, expected in ((False, [0.0, 0.0, 0.0]), (True, [-1.0, 0.0, 1.0])):
+        function = RubricReward.from_rows(Sure(), ROWS, soft_s1=soft)
+        for part in reward_functions(function, "lexicographic", TierWeights()).functions:
+            found = part([""] * 3, texts, instruction_id=["q0"] * 3)
+        assert found == pytest.approx(expected)
+
+
 def grade_of(text: str) -> FakeGrade:
     (grade,) = TextGrader().grade((), [text], RUBRIC, operating_point="reward")
     return grade

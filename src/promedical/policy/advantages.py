@@ -24,6 +24,7 @@ from typing import Any
 
 from promedical.policy.rewards import Grade, RewardStep, completion_text, violations
 from promedical.policy.settings import TierWeights
+from promedical.policy.specification import scores_of
 from promedical.rubric import Scores
 
 __all__ = ["Advantages", "lexicographic_ranks", "reward_functions", "same_violations"]
@@ -61,7 +62,7 @@ def reward_functions(reward: Any, how: str, weights: TierWeights) -> Advantages:
     """
     if how == "scalar":
         return Advantages([reward], {})
-    seen = _Seen()
+    seen = _Seen(reward)
     reward.observers.append(seen)
     if how == "lexicographic":
         ranks = _FromGrades("lexicographic", seen, _ranks)
@@ -128,12 +129,13 @@ def same_violations(
 
 
 class _Seen:
-    """Keeps the last call's ids, texts and grades."""
+    """Keeps the last call's ids, texts and scores."""
 
-    def __init__(self) -> None:
+    def __init__(self, reward: Any) -> None:
+        self._reward = reward
         self.ids: list[str] = []
         self.texts: list[str] = []
-        self.grades: list[Grade | None] = []
+        self.scores: list[Scores | None] = []
 
     def __call__(
         self,
@@ -142,7 +144,15 @@ class _Seen:
         texts: Sequence[str],
         grades: Sequence[Grade | None],
     ) -> None:
-        self.ids, self.texts, self.grades = list(ids), list(texts), list(grades)
+        soft = self._reward.oracle.specification.soft_s1
+        rubrics = self._reward.rubrics
+        self.ids, self.texts = list(ids), list(texts)
+        self.scores = [
+            scores_of(grade, rubrics[key][1], soft_s1=soft)
+            if grade is not None and _graded(grade)
+            else None
+            for key, grade in zip(ids, grades, strict=True)
+        ]
 
 
 class _FromGrades:
@@ -172,7 +182,7 @@ class _FromGrades:
             raise RuntimeError(f"{self.__name__}: the reward has to be called first")
         found: list[float | None] = [None] * len(texts)
         for members in _groups(instruction_id):
-            scores = [_scores(self._seen.grades[i]) for i in members]
+            scores = [self._seen.scores[i] for i in members]
             for index, value in zip(members, self._values(scores), strict=True):
                 found[index] = value
         return found
@@ -191,10 +201,6 @@ def _tier(
 def _graded(grade: Grade | None) -> bool:
     """Whether there is a grade that gives a reward, so without a failed judgment."""
     return grade is not None and not grade.scores.unresolved.errors
-
-
-def _scores(grade: Grade | None) -> Scores | None:
-    return grade.scores if grade is not None and _graded(grade) else None
 
 
 def _groups(ids: Sequence[str]) -> list[list[int]]:

@@ -31,7 +31,8 @@ class PolicyRecipe:
         method: what the recipe is for; the command's verb wins over it.
         model: the policy to start from: "embedded" (SmolLM2-135M-Instruct), a folder or a Hub id.
         data: instructions with rubrics, a dataset folder or JSON lines; "kqa" is the training side
-            of the demo corpus, with constructed responses. DPO needs responses with verdicts.
+            of the demo corpus, for DPO with constructed responses. DPO needs responses with
+            verdicts.
         max_criteria: criteria a rubric is cut down to; all of them if not given.
         min_veto: how many of these are vetoes at least.
         max_prompt_length: instructions with a longer prompt, in tokens, are left out and counted;

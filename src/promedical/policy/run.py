@@ -45,7 +45,8 @@ being the one with fewer violations, then the more proficient, then the more exc
 }
 AGAIN = """\
 Started again after a kill, the same command goes on where it was. On several devices:
-  accelerate launch --config_file recipes/accelerate/fsdp-8gpu.yaml -m promedical policy …
+  accelerate launch --config_file recipes/accelerate/deepspeed-zero3-8gpu.yaml \\
+     -m promedical policy VERB RECIPE
 """
 
 
@@ -108,6 +109,7 @@ def train_policy(recipe: PolicyRecipe, *, show: Stages | None = None) -> PolicyR
         GradingError: the grader failed again and again.
     """
     check_method(recipe)
+    _refuse_sharded()
     show = show or _Silent()
     out = Path(recipe.out)
     with show.stage("Data") as move:
@@ -126,6 +128,20 @@ def train_policy(recipe: PolicyRecipe, *, show: Stages | None = None) -> PolicyR
                 raise
             raise PolicyRunError(str(error)) from error
     return PolicyResult(out, recipe.method, trained, len(rows), left_out)
+
+
+def _refuse_sharded() -> None:
+    """Refuse, before hours of training, a way of saving that would leave no weights.
+
+    Raises:
+        PolicyRunError: FSDP would save shards.
+    """
+    kind = os.environ.get("FSDP_STATE_DICT_TYPE", "")
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and "FULL" not in kind:
+        raise PolicyRunError(
+            f"fsdp_state_dict_type: found {kind!r}, expected FULL_STATE_DICT, or ZeRO-3 "
+            "(recipes/accelerate/deepspeed-zero3-8gpu.yaml)"
+        )
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -174,10 +190,12 @@ def _read(path: str) -> list[GradedInstruction]:
 
 
 def _kqa(recipe: PolicyRecipe) -> list[GradedInstruction]:
-    """K-QA's training side with constructed responses, always the same for a seed."""
+    """K-QA's training side, for DPO with constructed responses, always the same for a seed."""
     from promedical.corpus.degrade import degrade
     from promedical.demo.kqa import load_kqa
 
+    if recipe.method != "dpo":  # which samples its own answers
+        return load_kqa().train
     return list(degrade(load_kqa().train, split="train", seed=recipe.seed).rows)
 
 
@@ -187,8 +205,6 @@ def _unfit(row: GradedInstruction) -> str | None:
         return "without a rubric"
     if row.rubric.safety_only:
         return "safety_only, so without a reward"
-    if not row.messages or row.messages[-1].role != "user":
-        return "not ending with the user's turn"
     return None
 
 

@@ -155,7 +155,7 @@ def watch(clock: Clock, keep: Keep) -> Any:
             self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
         ) -> None:
             clock.end()
-            if clock.over:
+            if _first_says(clock.over):
                 control.should_training_stop = True
 
         def on_save(
@@ -168,6 +168,17 @@ def watch(clock: Clock, keep: Keep) -> Any:
                 clock.save(folder / CLOCK)
 
     return Watch()
+
+
+def _first_says(over: bool) -> bool:
+    """What the first process found: clocks differ, and all have to stop after the same step."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return over
+    from accelerate.utils import broadcast_object_list
+
+    said = [over]
+    broadcast_object_list(said, from_process=0)
+    return bool(said[0])
 
 
 def last_checkpoint(folder: Path) -> Path | None:
