@@ -78,15 +78,25 @@
       return this._put(key, kept);
     }
 
+    /* The empty entry in localStorage, written at once, outlives a page that closes before IndexedDB
+     * has its own; a stale copy there is older and counts no more. */
     remove(key) {
-      // The empty entry outlives the removal in localStorage, should the browser die in between.
-      const done = this._put(key, { at: Math.max(Date.now(), this.latest + 1), gone: true });
+      this.latest = Math.max(Date.now(), this.latest + 1);
+      const gone = { at: this.latest, gone: true };
+      const text = JSON.stringify(gone);
+      const name = this.prefix + key;
       try {
-        localStorage.removeItem(this.prefix + key);
+        if (localStorage.getItem(name) !== null) localStorage.setItem(name, text);
       } catch {
         // Forbidden: then there was nothing either.
       }
-      return done;
+      return this._put(key, gone).then(() => {
+        try {
+          if (localStorage.getItem(name) === text) localStorage.removeItem(name);
+        } catch {
+          // As above.
+        }
+      });
     }
 
     /* Every entry by key, the newer of the two copies. */
@@ -488,15 +498,16 @@
       this._record();
     }
 
-    _acknowledged(version) {
+    async _acknowledged(version) {
       const { answer, finish } = this.attempt;
       this.version = version;
       this.saved = answer;
       this.attempt = null;
       if (version < this.page.version && this.draft === null) this._outdated();
       if (finish) this.draft = null;
-      this._record();
+      const recorded = this._record();
       if (finish) {
+        await recorded; // what follows may leave the page
         this._state("saved");
         this._finished({ is: "saved", version });
         if (this.page.done) this.page.done();
@@ -658,6 +669,9 @@
     const rest = { assignment, base, save: Review.newId(), seconds: 0, finish: false };
     const attempt = { ...rest, answer: entry.draft };
     await journal.write(key, { ...entry, version: base, attempt, draft: null });
-    return store.put(attempt);
+    const outcome = await store.put(attempt);
+    // Another page saved the same: then there is nothing to choose.
+    if (outcome.is === "conflict" && same(outcome.answer, entry.draft)) return { is: "saved" };
+    return outcome;
   };
 })();
