@@ -28,7 +28,7 @@ __all__ = ["AuditLogError", "LogState", "digest_of", "record", "verify"]
 FIRST = "0" * 64
 SEALED = ("seq", "at", "actor_id", "action", "subject", "digest", "previous_hash")
 _LAST = select(AuditEvent.seq, AuditEvent.hash).order_by(AuditEvent.seq.desc()).limit(1)
-_ADD = AuditEvent.__table__.insert()
+_ADD = AuditEvent.metadata.tables["audit_event"].insert()
 
 
 class AuditLogError(ValueError):

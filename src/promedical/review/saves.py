@@ -192,7 +192,7 @@ def _write(
         "digest": digest,
         "seconds": seconds,
     }
-    session.connection().execute(Change.__table__.insert(), change)
+    session.connection().execute(Change.metadata.tables["change"].insert(), change)
     if state == "done":
         _kind(kind).on_finished(session, assignment)
     action = "assignment.finish" if state == "done" else "assignment.save"
