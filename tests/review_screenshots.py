@@ -22,6 +22,15 @@ WIDTHS = (1280, 390)
 README = {"reviewer-rubric": "review-rubric.png", "reviewer-criteria": "review-adjudication.png"}
 
 
+def _few_colours(path: Path) -> None:
+    """A third of the size, and nothing to see of it: pages have few colours."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        few = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
+
+
 def main() -> int:
     """Write the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -43,6 +52,7 @@ def main() -> int:
                     page.screenshot(path=given.folder / f"{width}-{shot}.png", full_page=True)
                     if given.readme and width == WIDTHS[0] and shot in README:
                         page.screenshot(path=ROOT / "docs" / README[shot])
+                        _few_colours(ROOT / "docs" / README[shot])
                 for shot, page in packs(browser, server.database, Path(name), width):
                     page.wait_for_timeout(300)
                     page.screenshot(path=given.folder / f"{width}-{shot}.png", full_page=True)
