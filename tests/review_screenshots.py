@@ -51,6 +51,7 @@ def main() -> int:
                     page.wait_for_timeout(300)
                     page.screenshot(path=given.folder / f"{width}-{shot}.png", full_page=True)
                     if given.readme and width == WIDTHS[0] and shot in README:
+                        page.evaluate("scrollTo(0, 0)")
                         page.screenshot(path=ROOT / "docs" / README[shot])
                         _few_colours(ROOT / "docs" / README[shot])
                 for shot, page in packs(browser, server.database, Path(name), width):
