@@ -117,8 +117,8 @@ def review_tables(result: Json) -> list[Table]:
     return [
         Table(
             "Saving under load",
-            f"{settings['reviewers']} reviewers at once, a save every {settings['interval']:g} s for "
-            f"{settings['seconds']:g} s; aim: no error, nothing lost, p95 under "
+            f"{settings['reviewers']} reviewers at once, a save every {settings['interval']:g} s "
+            f"for {settings['seconds']:g} s; aim: no error, nothing lost, p95 under "
             f"{result['targets']['p95 at most, ms']} ms.",
             "Database",
             tuple(Column(label) for label in heads),
