@@ -19,8 +19,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?<=\]\()(\.\./[^)#\s]+)")
 HELP = "<!-- every command's help -->"
-# Commands that have verbs, and the package with them.
-GROUPS = {"data": "corpus", "rm": "reward_model", "bench": "bench"}
 # Shown as pages already: a link to one of them leads to its page.
 PAGES = {"README.md": "index.md"}
 
@@ -56,14 +54,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 def _every_help() -> str:
     """The help of all commands, with a heading for each."""
-    from promedical.cli import COMMANDS
+    from promedical.cli import COMMANDS, VERBS_OF
 
     parts = [_shown([])]
     for command in COMMANDS:
         parts += [f"## promedical {command}", _shown([command])]
-        if f"promedical {command} VERB" in parts[-1]:
-            verbs = import_module(f"promedical.{GROUPS[command]}.commands").VERBS
-            for verb in verbs:
+        if command in VERBS_OF:
+            for verb in import_module(VERBS_OF[command]).VERBS:
                 parts += [f"### {command} {verb}", _shown([command, verb])]
     return "\n\n".join(parts)
 
