@@ -213,7 +213,9 @@ def _bootstrap(n: int) -> Bootstrap:
 
 @lru_cache(maxsize=4)
 def _signs(n: int) -> Floats:
-    return np.random.default_rng(0).integers(0, 2, size=(FLIPS // 2, n)) * 2.0 - 1.0
+    draws = np.random.default_rng(0).integers(0, 2, size=(FLIPS // 2, n)).astype(np.float64)
+    signs: Floats = draws * 2 - 1
+    return signs
 
 
 def check(points: Sequence[Point], rule: AlarmRule, planned: int) -> Check:

@@ -203,7 +203,7 @@ def same_order(trainer_class: Any) -> Any:
 
     class EpochSampler(RepeatSampler):  # type: ignore[misc]
         def set_epoch(self, epoch: int) -> None:
-            self.generator.manual_seed(self.seed + epoch)
+            self.generator.manual_seed((self.seed or 0) + epoch)
 
     class SameOrder(trainer_class):  # type: ignore[misc]
         def _get_train_sampler(self, dataset: Any = None) -> Any:
