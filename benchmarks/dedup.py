@@ -22,19 +22,19 @@ base    of the distinct questions themselves, the share that ends with another o
 Compared with plain SemHash (raw text, the same encoder, its default threshold) and MinHash LSH
 (datasketch, character 5-grams of the normalised text), both on `--peer-rows` rows of whole
 families, as are then our own figures beside theirs. Every system runs in a process of its own; its
-peak memory includes the rows. The result holds figures only, no text.
+peak memory, sampled twice a second, includes the rows. The result holds figures only, no text.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import hashlib
 import json
 import os
 import random
 import re
-import resource
 import sys
 import time
 import zlib
@@ -45,6 +45,8 @@ from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from promedical.corpus.dedup import DedupSettings, dedup
 from promedical.corpus.meaning_guard import facts
@@ -243,16 +245,11 @@ def run(name: str, rows: Sequence[Row], settings: DedupSettings) -> dict[str, An
         started = time.perf_counter()
         found, counts = SYSTEMS[name](rows, settings)
         took = time.perf_counter() - started
-        own, workers = (
-            resource.getrusage(who).ru_maxrss / 1e6
-            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        )
         after = os.times()
         cost = {
             "rows": len(rows),
             "minutes": took / 60,
             "cpu_minutes": (sum(after[:4]) - sum(before[:4])) / 60,
-            "memory_gb": own + workers * (settings.workers if name == "guarded" else 0),
         }
         sender.send((found, {"cost": cost, "counts": counts}))
         sender.close()
@@ -260,15 +257,29 @@ def run(name: str, rows: Sequence[Row], settings: DedupSettings) -> dict[str, An
     process = context.Process(target=child)
     process.start()
     sender.close()
+    peak = 0.0
     try:
+        while not receiver.poll(0.5):
+            peak = max(peak, resident_gb())
         found, out = receiver.recv()
     except EOFError:
         process.join()
         raise RuntimeError(f"{name}: its process ended with {process.exitcode}") from None
     process.join()
+    out["cost"]["memory_gb"] = peak
     print(f"{name}: {out['cost']['minutes']:.1f} min on {len(rows)} rows", flush=True)
     out |= {half: evaluate(rows, found, half) for half in ("tune", "report")}
     return dict(out)
+
+
+def resident_gb() -> float:
+    """Memory of this process and all below it, a page that several share counted once (PSS)."""
+    total = 0
+    mine = psutil.Process()
+    for process in (mine, *mine.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it may end while it is looked at
+            total += process.memory_full_info().pss
+    return total / 1e9
 
 
 # --- what was found and lost ----------------------------------------------------------------------

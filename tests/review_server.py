@@ -1,8 +1,9 @@
 """What tests of the review application share: databases, accounts, a server, a browser.
 
-    from review_server import *    # noqa: F403   fixtures: database_url, running, chromium
+    from review_server import *    # noqa: F403   fixtures: database, sqlite, running, chromium
 
-`database_url` runs a test on SQLite and on PostgreSQL (Debian's binaries, one cluster a session);
+`database` (or only its `database_url`) runs a test on SQLite and on PostgreSQL (Debian's
+binaries, one cluster a session);
 `running` is a server on a free port in a thread; `chromium` a headless browser. `add_reviewer`
 makes an account and a session without going through the login.
 """
@@ -35,6 +36,7 @@ __all__ = [
     "chromium",
     "client_of",
     "copied_sqlite",
+    "database",
     "database_url",
     "free_port",
     "migrate_database",
@@ -42,6 +44,7 @@ __all__ = [
     "postgresql_cluster",
     "running",
     "serve_in_thread",
+    "sqlite",
     "sqlite_url",
     "start_chromium",
     "start_postgresql",
@@ -222,6 +225,26 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def sqlite_url(tmp_path: Path) -> str:
     """A new SQLite database, its tables made."""
     return copied_sqlite(tmp_path)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Any]:
+    """An open one of each kind."""
+    from promedical.review.database import Database
+
+    made = Database(database_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def sqlite(sqlite_url: str) -> Iterator[Any]:
+    """An open one on SQLite, for what no kind of database changes."""
+    from promedical.review.database import Database
+
+    made = Database(sqlite_url)
+    yield made
+    made.close()
 
 
 @dataclass(frozen=True)

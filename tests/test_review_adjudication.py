@@ -33,28 +33,10 @@ from promedical.review.adjudication_answer import (
 )
 from promedical.review.adjudication_people import hand_on
 from promedical.review.consensus import Standing
-from promedical.review.database import Database
-from promedical.review.migrate import upgrade
 from promedical.review.tables import Assignment, AuditEvent, Item, Reviewer, Round
 from promedical.rubric import Verdict
 from review_server import *  # noqa: F403
 from review_server import add_reviewer
-
-
-@pytest.fixture
-def database(database_url: str) -> Any:
-    made = Database(database_url)
-    upgrade(made)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def sqlite(sqlite_url: str) -> Any:
-    made = Database(sqlite_url)
-    upgrade(made)
-    yield made
-    made.close()
 
 
 def people(database: Any, reviewers: int = 2, adjudicators: int = 1) -> tuple[list[str], list[str]]:

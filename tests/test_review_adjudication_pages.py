@@ -131,7 +131,7 @@ def test_a_session_holds_no_model_no_judge_and_no_other_reader(running) -> None:
     for path in (
         page,
         "/",
-        f"/work/{item.round_id}",
+        f"/next/{item.round_id}",
         "/account",
         "/storage",
         "/static/adjudicate.js",

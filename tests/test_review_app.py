@@ -231,8 +231,8 @@ def test_home_shows_ones_work_as_text(app: Any) -> None:
     assert "&lt;b&gt;Round" in page
     with app.state.database.read() as session:
         left = session.scalars(select(Assignment.id).where(Assignment.state == "open")).one()
-    assert client.get(f"/work/{round_id}").headers["location"] == f"/rubrics/{left}"
-    assert client.get("/work/none").headers["location"] == "/"
+    assert client.get(f"/next/{round_id}").headers["location"] == f"/rubrics/{left}"
+    assert client.get("/next/none").headers["location"] == "/"
 
 
 def test_the_lead_sees_who_was_too_fast(app: Any) -> None:

@@ -19,8 +19,6 @@ from promedical.records import read_dataset
 from promedical.review.adjudication import AdjudicationError, read_items
 from promedical.review.adjudication_answer import blind_of
 from promedical.review.bench_export import export_bench, graded_row, pseudonyms
-from promedical.review.database import Database
-from promedical.review.migrate import upgrade
 from promedical.review.tables import AuditEvent, Reviewer
 from promedical.rubric import Tier, Verdict
 from review_server import *  # noqa: F403
@@ -28,11 +26,8 @@ from review_server import add_reviewer
 
 
 @pytest.fixture
-def database(sqlite_url: str) -> Any:
-    made = Database(sqlite_url)
-    upgrade(made)
-    yield made
-    made.close()
+def database(sqlite: Any) -> Any:
+    return sqlite
 
 
 def good(text: str, criterion: str) -> Any:

@@ -16,7 +16,6 @@ from promedical.records import to_dict
 from promedical.review import argilla, drafts, label_studio, saves
 from promedical.review.database import Database
 from promedical.review.exchange import ExchangeError, bring_in, open_tasks
-from promedical.review.migrate import upgrade
 from promedical.review.rubric_text import RubricTextError, parse_rubric, rubric_text
 from promedical.review.tables import Assignment, Change
 from promedical.rubric import VetoKind
@@ -109,11 +108,8 @@ def test_a_line_that_is_no_criterion(line: str, message: str) -> None:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Any:
-    made = Database(str(tmp_path / "review.sqlite3"))
-    upgrade(made)
-    yield made
-    made.close()
+def database(sqlite: Any) -> Any:
+    return sqlite
 
 
 def tasks_of(database: Database, round_id: str) -> Any:

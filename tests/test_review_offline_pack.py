@@ -20,14 +20,8 @@ from review_server import add_reviewer
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Any:
-    from promedical.review.database import Database
-    from promedical.review.migrate import upgrade
-
-    made = Database(str(tmp_path / "review.sqlite3"))
-    upgrade(made)
-    yield made
-    made.close()
+def database(sqlite: Any) -> Any:
+    return sqlite
 
 
 def packs_of(database: Any, round_id: str, folder: Path, **more: Any) -> dict[str, Path]:

@@ -15,7 +15,6 @@ from promedical.corpus.exemplars import read_pool
 from promedical.records import GradedInstruction, Message, fingerprint, read_dataset, read_manifest
 from promedical.review import drafts, gold, rounds, saves
 from promedical.review.database import Database
-from promedical.review.migrate import upgrade
 from promedical.review.round_figures import figures, wilson
 from promedical.review.rounds import RoundError, RoundSettings
 from promedical.review.tables import Assignment, AuditEvent, Item, Round
@@ -48,22 +47,6 @@ def draft_row(n: int, *, universal: bool = True, own_veto: bool = False) -> Grad
         specialty=SPECIALTIES[n % 2],
         difficulty=6,
     )
-
-
-@pytest.fixture
-def database(database_url: str) -> Any:
-    made = Database(database_url)
-    upgrade(made)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def lite(sqlite_url: str) -> Any:
-    made = Database(sqlite_url)
-    upgrade(made)
-    yield made
-    made.close()
 
 
 class Table:
@@ -135,10 +118,10 @@ def test_a_round_is_a_stratified_sample_that_a_seed_repeats(database: Database) 
     assert drawn[0] != sorted(drawn[0])
 
 
-def test_content_leaves_out_what_every_rubric_shares(lite: Database) -> None:
-    with lite.write() as session:
+def test_content_leaves_out_what_every_rubric_shares(sqlite: Database) -> None:
+    with sqlite.write() as session:
         made = rounds.make_round(session, [draft_row(1)], RoundSettings("x"))
-    with lite.read() as session:
+    with sqlite.read() as session:
         content = rounds.items_of(session, made.id)[0].content
     ids = [c["id"] for c in content["rubric"]["criteria"]]
     assert ids == ["p1.1", "p1.2", "p1.3", "e1.1"]
@@ -146,9 +129,9 @@ def test_content_leaves_out_what_every_rubric_shares(lite: Database) -> None:
     assert content["origin"] == {"source": "made-up", "licence": "CC0-1.0", "difficulty": 6.0}
 
 
-def test_rows_without_a_draft_are_counted_and_none_is_an_error(lite: Database) -> None:
+def test_rows_without_a_draft_are_counted_and_none_is_an_error(sqlite: Database) -> None:
     bare = GradedInstruction("bare", (Message("user", "?"),), "s", "l")
-    with lite.write() as session:
+    with sqlite.write() as session:
         made = rounds.make_round(session, [draft_row(1), bare], RoundSettings("x"))
         assert made.settings["without_draft"] == 1
         with pytest.raises(RoundError, match="none with a rubric"):
@@ -165,20 +148,20 @@ def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
         RoundSettings(**({"name": "x"} | wrong))
 
 
-def test_items_are_dealt_evenly_some_to_two(lite: Database) -> None:
-    table = Table(lite, people=3, size=20, double=0.5)
+def test_items_are_dealt_evenly_some_to_two(sqlite: Database) -> None:
+    table = Table(sqlite, people=3, size=20, double=0.5)
     items = table.items()
     assert Counter(len(i.assignments) for i in items) == {1: 10, 2: 10}
     load = Counter(a.reviewer_id for i in items for a in i.assignments)
     assert set(load.values()) == {10}
     assert all(len({a.reviewer_id for a in i.assignments}) == len(i.assignments) for i in items)
-    with lite.write() as session:
+    with sqlite.write() as session:
         assert rounds.assign(session, table.round, table.people) == 0
 
 
-def test_specialists_get_their_own_field_where_the_load_allows(lite: Database) -> None:
-    people = [add_reviewer(lite, s, specialty=s).id for s in SPECIALTIES]
-    with lite.write() as session:
+def test_specialists_get_their_own_field_where_the_load_allows(sqlite: Database) -> None:
+    people = [add_reviewer(sqlite, s, specialty=s).id for s in SPECIALTIES]
+    with sqlite.write() as session:
         made = rounds.make_round(session, [draft_row(n) for n in range(20)], RoundSettings("x"))
         rounds.assign(session, made.id, people)
         items = rounds.items_of(session, made.id)
@@ -186,11 +169,11 @@ def test_specialists_get_their_own_field_where_the_load_allows(lite: Database) -
     assert own >= 14
 
 
-def test_what_somebody_has_not_begun_can_go_to_another(lite: Database) -> None:
-    table = Table(lite, people=2, size=6)
+def test_what_somebody_has_not_begun_can_go_to_another(sqlite: Database) -> None:
+    table = Table(sqlite, people=2, size=6)
     mine = [i for i in table.items() if i.assignments[0].reviewer_id == table.people[0]]
     table.finish(mine[0], 0, "accept")
-    with lite.write() as session:
+    with sqlite.write() as session:
         assert rounds.unassign(session, table.round, table.people[0]) == 2
         assert rounds.assign(session, table.round, [table.people[1]]) == 2
     load = Counter(i.assignments[0].reviewer_id for i in table.items())
@@ -240,8 +223,8 @@ def test_an_edited_rubric_is_not_accepted_as_it_is() -> None:
 # ---- outcomes ----
 
 
-def test_one_reviewer_decides_alone(lite: Database) -> None:
-    table = Table(lite, people=1, size=4)
+def test_one_reviewer_decides_alone(sqlite: Database) -> None:
+    table = Table(sqlite, people=1, size=4)
     items = table.items()
     assert table.outcome(0).state == "open"
     table.finish(items[0], 0, "accept")
@@ -279,33 +262,33 @@ def test_two_who_say_the_same_agree_and_others_go_to_the_lead(database: Database
     assert decided.passed is False
 
 
-def test_what_is_disputed_and_stays_so_is_contested(lite: Database) -> None:
-    table = Table(lite, people=1, size=1)
+def test_what_is_disputed_and_stays_so_is_contested(sqlite: Database) -> None:
+    table = Table(sqlite, people=1, size=1)
     (item,) = table.items()
     table.finish(item, 0, "accept", disputed=True)
-    with lite.write() as session:
+    with sqlite.write() as session:
         rounds.decide(session, item.id, table.lead)
     table.finish(item, table.lead, "accept", disputed=True)
     assert table.outcome(0).state == "contested"
     assert gold.collect(table.items()).left_out == {"contested": 1}
 
 
-def test_reopened_and_closed(lite: Database) -> None:
-    table = Table(lite, people=1, size=2)
+def test_reopened_and_closed(sqlite: Database) -> None:
+    table = Table(sqlite, people=1, size=2)
     first, second = table.items()
     table.finish(first, 0, "accept")
-    with lite.write() as session:
+    with sqlite.write() as session:
         a = rounds.reopen(session, first.assignments[0].id, by=table.lead)
         assert (a.state, a.version) == ("started", 1)
     table.finish(first, 0, "accept_with_edits", edit=lambda d: drafts.remove(d, d[3].id))
     assert table.outcome(0).state == "corrected"
-    with lite.write() as session:
+    with sqlite.write() as session:
         rounds.close_round(session, table.round, by=table.lead)
     with pytest.raises(saves.Closed):
         table.finish(second, 0, "accept")
-    with lite.write() as session, pytest.raises(RoundError, match="closed"):
+    with sqlite.write() as session, pytest.raises(RoundError, match="closed"):
         rounds.assign(session, table.round, table.people)
-    with lite.read() as session:
+    with sqlite.read() as session:
         actions = session.scalars(select(AuditEvent.action).order_by(AuditEvent.seq)).all()
     assert actions == [
         "round.create",
@@ -320,8 +303,8 @@ def test_reopened_and_closed(lite: Database) -> None:
 # ---- figures ----
 
 
-def test_figures_of_a_round(lite: Database) -> None:
-    table = Table(lite, people=2, size=4)
+def test_figures_of_a_round(sqlite: Database) -> None:
+    table = Table(sqlite, people=2, size=4)
     items = table.items()
     who = [table.people.index(i.assignments[0].reviewer_id) for i in items]
     table.finish(items[0], who[0], "accept", seconds=4.0)
@@ -347,8 +330,8 @@ def test_figures_of_a_round(lite: Database) -> None:
     assert all(f.assigned == 2 for f in found.reviewers)
 
 
-def test_a_reviewer_who_clicks_through_is_seen(lite: Database) -> None:
-    table = Table(lite, people=1, size=2)
+def test_a_reviewer_who_clicks_through_is_seen(sqlite: Database) -> None:
+    table = Table(sqlite, people=1, size=2)
     for item in table.items():
         table.finish(item, 0, "accept", seconds=4.0)
     (reviewer,) = figures(table.items()).reviewers
@@ -367,8 +350,8 @@ def test_wilson_is_scipys(k: int, n: int) -> None:
 # ---- gold ----
 
 
-def test_gold_goes_into_the_pool_and_a_dataset(lite: Database, tmp_path: Path) -> None:
-    table = Table(lite, people=1, size=3)
+def test_gold_goes_into_the_pool_and_a_dataset(sqlite: Database, tmp_path: Path) -> None:
+    table = Table(sqlite, people=1, size=3)
     items = table.items()
     table.finish(items[0], 0, "accept")
     table.finish(items[1], 0, "accept_with_edits", edit=retext(1, "Names three side effects."))
@@ -378,7 +361,7 @@ def test_gold_goes_into_the_pool_and_a_dataset(lite: Database, tmp_path: Path) -
     unchanged = next(draft_row(n) for n in range(3) if draft_row(n).id == items[0].instruction_id)
     assert found.rubrics[0].row == unchanged
 
-    with lite.read() as session:
+    with sqlite.read() as session:
         fingerprint_ = gold.write_gold(
             found, session.get_one(Round, table.round), tmp_path / "gold"
         )
@@ -398,13 +381,13 @@ def test_gold_goes_into_the_pool_and_a_dataset(lite: Database, tmp_path: Path) -
 
 @pytest.mark.parametrize("drop", [False, True])
 def test_a_shared_veto_comes_back_when_the_rubrics_own_is_removed(
-    lite: Database, drop: bool
+    sqlite: Database, drop: bool
 ) -> None:
-    with lite.write() as session:
+    with sqlite.write() as session:
         made = rounds.make_round(session, [draft_row(1, own_veto=True)], RoundSettings("x"))
         who = add_reviewer_id(session)
         rounds.assign(session, made.id, [who])
-    with lite.read() as session:
+    with sqlite.read() as session:
         (item,) = rounds.items_of(session, made.id)
     draft = drafts.from_json(item.assignments[0].answer["criteria"])
     kept = drafts.remove(draft, "v1") if drop else draft

@@ -111,7 +111,7 @@ def item_page(request: Request, assignment_id: str, person: Anyone) -> Response:
         "adjudication_item.html",
         person,
         view=view,
-        next=f"/work/{item.round_id}",
+        next=f"/next/{item.round_id}",
         whole=False,
     )
 

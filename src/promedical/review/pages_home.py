@@ -67,7 +67,7 @@ def router() -> APIRouter:
     routes = APIRouter()
     routes.get("/")(home)
     routes.get("/rounds-live")(rounds_live)
-    routes.get("/work/{round_id}")(next_item)
+    routes.get("/next/{round_id}")(next_item)
     routes.get("/storage")(storage)
     return routes
 

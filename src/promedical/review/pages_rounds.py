@@ -79,7 +79,7 @@ def item_page(request: Request, assignment_id: str, person: Anyone) -> Response:
     data["addresses"] = {
         "previous": f"/rubrics/{mine[at - 1]}" if at else None,
         "next": f"/rubrics/{mine[at + 1]}" if at + 1 < len(mine) else None,
-        "done": f"/work/{round_.id}",
+        "done": f"/next/{round_.id}",
         "hints": "/api/rubric-hints",
     }
     return render(

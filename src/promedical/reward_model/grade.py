@@ -215,6 +215,7 @@ class RubricRewardModel:
                 template version or of a model that `asks` otherwise, or `device` or `dtype` cannot
                 be had. A checkpoint without that file loads uncalibrated.
         """
+        _check_there(path)
         if dtype not in DTYPES:
             raise CheckpointError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
         try:
@@ -518,6 +519,15 @@ def failed_grade(rubric: Rubric, reason: str, *, emptied: bool = False) -> Grade
     )
 
 
+def _check_there(path: str | Path) -> None:
+    """A Hub id has one slash at most; anything longer is a folder, and is there or is a mistake."""
+    if len(Path(path).parts) > 2 and not Path(path).is_dir():
+        raise CheckpointError(
+            f"{path}: cannot be loaded: no such folder, expected a reward model's (promedical "
+            "quickstart makes runs/quickstart/models/explicit) or a Hub id"
+        )
+
+
 def read_calibration(path: str | Path, *, asks: str = "criteria") -> Calibration | None:
     """The calibration beside a checkpoint; None if there is no `promedical.json`.
 
@@ -525,6 +535,7 @@ def read_calibration(path: str | Path, *, asks: str = "criteria") -> Calibration
         CheckpointError: the file is broken, of another template version, or of a model that was
             trained to answer another question.
     """
+    _check_there(path)
     try:
         metadata = cached_file(path, METADATA, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError) as error:
