@@ -112,7 +112,7 @@ def test_many_writers_at_once_make_one_chain(database_url: str) -> None:  # noqa
     def work(who: int) -> None:
         for n in range(10):
             with database.write() as session:
-                audit_log.record(session, f"r{who}", "a.b", f"item:{n}")
+                audit_log.record(session, f"r{who}", "a.b", f'item:"é\\{n}')
 
     threads = [threading.Thread(target=work, args=(who,)) for who in range(6)]
     for thread in threads:

@@ -1,6 +1,6 @@
 """The audit log: who did what to which id, and when. It only grows, and each entry seals the last.
 
-    hash_n = SHA-256(seq, at, actor, action, subject, digest, hash_{n-1})
+    hash_n = SHA-256(JSON of action, actor, at, digest, hash_{n-1}, seq, subject)
 
 An entry holds ids, an action and a digest, never content, so that erasing content leaves the log
 whole. A digest is made with the item's salt, which is erased with the item: afterwards it cannot be
@@ -17,10 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from promedical.review.database import lock_audit_log
 from promedical.review.tables import AuditEvent, now
 
 __all__ = ["AuditLogError", "LogState", "digest_of", "record", "verify"]
@@ -29,6 +28,10 @@ FIRST = "0" * 64
 SEALED = ("seq", "at", "actor_id", "action", "subject", "digest", "previous_hash")
 _LAST = select(AuditEvent.seq, AuditEvent.hash).order_by(AuditEvent.seq.desc()).limit(1)
 _ADD = AuditEvent.metadata.tables["audit_event"].insert()
+# One call, so that the lock on the chain is held for one round trip and the commit, not for four.
+_APPEND = text(
+    "SELECT promedical_audit(:at, :actor_id, :action, :subject, :digest, :head, :middle, :tail)"
+)
 
 
 class AuditLogError(ValueError):
@@ -65,20 +68,23 @@ def record(session: Session, actor_id: str, action: str, subject: str, *, digest
         digest: of what was written, by `digest_of` with the item's salt.
     """
     session.flush()
-    lock_audit_log(session)
     # Without the unit of work: every save comes through here.
     connection = session.connection()
-    last = connection.execute(_LAST).first()
-    seq, previous = (1, FIRST) if last is None else (last.seq + 1, last.hash)
-    entry = {
-        "seq": seq,
+    entry: dict[str, Any] = {
         "at": now(),
         "actor_id": actor_id,
         "action": action,
         "subject": subject,
         "digest": digest,
-        "previous_hash": previous,
     }
+    if connection.dialect.name == "postgresql":
+        # The database finds the last entry and puts its hash and the new number between these.
+        head, middle, tail = _pieces(entry)
+        connection.execute(_APPEND, {**entry, "head": head, "middle": middle, "tail": tail})
+        return
+    last = connection.execute(_LAST).first()
+    seq, previous = (1, FIRST) if last is None else (last.seq + 1, last.hash)
+    entry |= {"seq": seq, "previous_hash": previous}
     connection.execute(_ADD, {**entry, "hash": _hash(entry)})
 
 
@@ -114,6 +120,15 @@ def verify(session: Session, *, head: str | None = None) -> LogState:
 
 
 def _hash(entry: Mapping[str, Any]) -> str:
-    sealed = {**entry, "at": entry["at"].isoformat(timespec="microseconds")}
-    text = json.dumps(sealed, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    head, middle, tail = _pieces(entry)
+    sealed = f"{head}{entry['previous_hash']}{middle}{entry['seq']}{tail}"
+    return hashlib.sha256(sealed.encode()).hexdigest()
+
+
+def _pieces(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What is sealed, as JSON in the order of its keys, without previous hash and number."""
+    first = {name: entry[name] for name in ("action", "actor_id")}
+    first |= {"at": entry["at"].isoformat(timespec="microseconds"), "digest": entry["digest"]}
+    before = json.dumps(first, separators=(",", ":"))
+    after = json.dumps({"subject": entry["subject"]}, separators=(",", ":"))
+    return f'{before[:-1]},"previous_hash":"', '","seq":', f",{after[1:]}"

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from promedical.review import audit_log
@@ -134,21 +135,15 @@ def save(
         raise NotYours("no such assignment")
     assignment, item, kind, round_state = found
     digest = audit_log.digest_of({"answer": answer, "state": state}, item.salt)
-    earlier = session.execute(
-        select(Change.assignment_id, Change.digest, Change.version).where(Change.id == save_id)
-    ).one_or_none()
-    if earlier is not None:
+    refusal = _refusal(assignment, item, round_state, base)
+    if refusal is not None:
+        # A save that was made is refused too when it comes again: its version is old by now.
+        earlier = session.get(Change, save_id)
+        if earlier is None:
+            raise refusal
         if earlier.assignment_id != assignment_id or earlier.digest != digest:
-            raise InvalidAnswer([f"save: the id {save_id!r} was used for another save"])
+            raise _used_twice(save_id)
         return Saved(earlier.version, assignment.state, repeated=True)
-    if item.removed_at is not None:
-        raise Closed("the item was removed")
-    if round_state != "open":
-        raise Closed("the round is closed")
-    if assignment.state == "done":
-        raise Closed("the item is finished")
-    if base != assignment.version:
-        raise Conflict(assignment.version, assignment.answer, assignment.state)
     problems = _kind(kind).check_answer(
         item.content,
         answer,
@@ -159,6 +154,25 @@ def save(
     if problems:
         raise InvalidAnswer(problems)
     return _write(session, assignment, kind, answer, save_id, digest, seconds, state)
+
+
+def _refusal(
+    assignment: Assignment, item: Item, round_state: str, base: int
+) -> Closed | Conflict | None:
+    """Why nothing can be saved on this version, whatever the answer."""
+    if item.removed_at is not None:
+        return Closed("the item was removed")
+    if round_state != "open":
+        return Closed("the round is closed")
+    if assignment.state == "done":
+        return Closed("the item is finished")
+    if base != assignment.version:
+        return Conflict(assignment.version, assignment.answer, assignment.state)
+    return None
+
+
+def _used_twice(save_id: str) -> InvalidAnswer:
+    return InvalidAnswer([f"save: the id {save_id!r} was used for another save"])
 
 
 def _write(
@@ -192,7 +206,10 @@ def _write(
         "digest": digest,
         "seconds": seconds,
     }
-    session.connection().execute(Change.metadata.tables["change"].insert(), change)
+    try:
+        session.connection().execute(Change.metadata.tables["change"].insert(), change)
+    except IntegrityError:  # the version is new while the assignment is locked, so it is the id
+        raise _used_twice(save_id) from None
     if state == "done":
         _kind(kind).on_finished(session, assignment)
     action = "assignment.finish" if state == "done" else "assignment.save"

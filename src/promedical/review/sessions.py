@@ -85,7 +85,7 @@ def person_of(database: Database, token: str, settings: ReviewSettings) -> Perso
     """Whose session a cookie is, or None if it is nobody's or has ended."""
     at = now()
     # Every request asks this, so it takes columns alone, without a session around them.
-    with database.engine.connect() as connection:
+    with database.glance() as connection:
         found = connection.execute(_WHOSE, {"given": hashed(token)}).one_or_none()
     if found is None:
         return None
