@@ -101,7 +101,7 @@ def _rubric(number: int) -> dict[str, Any]:
 
 
 def _judged(call: Call, number: int) -> str:
-    listed = re.findall(r'^\{"criterion": .*$', call.messages[-1].content, re.MULTILINE)
+    listed = re.findall(r'^\| (\{"criterion": .*)$', call.messages[-1].content, re.MULTILINE)
     entries = []
     for n, line in enumerate(line for line in listed if '"sentence"' in line):
         criterion = json.loads(line)

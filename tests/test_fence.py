@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promedical.corpus.fence import MARK, block, conversation, quoted, render
+from promedical.corpus.fence import MARK, block, conversation, quoted, render, unquoted
 from promedical.corpus.stage import CorpusError
 from promedical.records import Message
 
@@ -53,6 +53,11 @@ def test_any_text_stays_inside_and_whole(text: str) -> None:
     assert undo == [line.replace("&lt;", "<").replace("&#91;", "[") for line in expected] or (
         not expected and undo == [""]
     )
+
+
+@given(st.text(alphabet="</>|｜![]INST abc\n"))
+def test_unquoting_gives_the_words_back(text: str) -> None:
+    assert unquoted(quoted(text)) == "\n".join(text.strip().splitlines())
 
 
 @given(st.text(alphabet="</>|｜![]INSTSYS _abc123im\n"))

@@ -90,7 +90,8 @@ def a_judge(said: dict[str, str], *, wrong: set[str] = frozenset(), name: str = 
         if any(question in asked for question in wrong):
             return said_by(name, "I would rather not.")
         assert config.response_schema.json_schema.additionalProperties is False
-        listed = [json.loads(line) for line in asked.splitlines() if line.startswith('{"criterion')]
+        lines = [x.removeprefix("| ") for x in asked.splitlines()]
+        listed = [json.loads(line) for line in lines if line.startswith('{"criterion')]
         replies = [
             {"criterion": c["criterion"], "evidence": "Take 2", "verdict": said[c["criterion"]]}
             for c in listed

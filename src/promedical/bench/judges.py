@@ -9,18 +9,16 @@
                               preference that turns with the order is a tie
 
 Gold verdicts are taken off the rows before anything is asked. What failed is kept with its reason.
-Prompts are the project's own, in `prompts/`. Left to others: sending and keeping replies (`llm`).
+Prompts are the project's own, in `prompts/`. Left to others: how other people's text is shown in
+them (`corpus.fence`), sending and keeping replies (`llm`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from importlib import resources
-from string import Template
+from functools import partial
 from typing import Any
 
 from promedical.bench.graded import OVERALL, ResponseGrade, RowGrades
@@ -28,14 +26,16 @@ from promedical.bench.graders import asked
 from promedical.bench.metrics import BenchError
 from promedical.bench.specs import ASKS, Spec, endpoint_of
 from promedical.bench.suites.suite import Rating
+from promedical.corpus.fence import block, conversation, render
 from promedical.corpus.judge import JudgeSettings, judge
 from promedical.llm.calls import Asker, Call, Endpoint, Failure, Reply
-from promedical.records import GradedInstruction, Message, Response
+from promedical.records import GradedInstruction, Response
 from promedical.rubric import Rubric, Tier, Verdict
 
 __all__ = ["JudgeGrader", "PairwiseGrader", "compare_call", "rate_call"]
 
 BLOCK = 256  # rows whose calls are made and answered together
+_rendered = partial(render, package="promedical.bench")
 SCORES = {Verdict.MET: 1.0, Verdict.UNMET: 0.0, Verdict.ABSTAIN: 0.5}
 
 
@@ -185,20 +185,16 @@ def rate_call(
     with_rubric: bool,
 ) -> Call:
     """The call that rates one answer."""
-    text = _filled(
-        rating.prompt,
-        row,
-        [response.text],
-        with_rubric,
-        answer=response.text,
-        low=str(rating.low),
-        high=str(rating.high),
-    )
+    places = _shown(row, with_rubric) | {
+        "answer": block("answer", response.text),
+        "low": str(rating.low),
+        "high": str(rating.high),
+    }
     scale = {"type": "integer", "minimum": rating.low, "maximum": rating.high}
     return Call(
         f"rate/{_in_path(row.id)}/{_in_path(response.id)}",
         endpoint,
-        (Message("user", text),),
+        _rendered(rating.prompt, places),
         _closed("rating", scale),
     )
 
@@ -211,34 +207,26 @@ def compare_call(
     with_rubric: bool,
 ) -> Call:
     """The call that compares two answers in one order."""
-    texts = [first.text, second.text]
-    text = _filled("compare", row, texts, with_rubric, first=texts[0], second=texts[1])
+    places = _shown(row, with_rubric) | {
+        "first": block("answer_A", first.text),
+        "second": block("answer_B", second.text),
+    }
     return Call(
         f"compare/{_in_path(row.id)}/{_in_path(first.id)}/{_in_path(second.id)}",
         endpoint,
-        (Message("user", text),),
+        _rendered("compare", places),
         _closed("better", {"type": "string", "enum": ["A", "B", "tie"]}),
     )
 
 
-def _filled(
-    prompt: str,
-    row: GradedInstruction,
-    answers: Sequence[str],
-    with_rubric: bool,
-    **parts: str,
-) -> str:
-    listed = _listed(row.rubric) if with_rubric else ""
-    everything = [*(m.content for m in row.messages), *answers, listed]
-    mark = _mark(everything)
-    conversation = "\n".join(
-        f"----- {mark} turn {n}: {m.role} -----\n{m.content}" for n, m in enumerate(row.messages, 1)
-    )
-    criteria = _template("criteria").substitute(listed=listed).rstrip() if listed else ""
-    filled = _template(prompt).substitute(
-        mark=mark, conversation=conversation, criteria=criteria, **parts
-    )
-    return filled.strip()
+def _shown(row: GradedInstruction, with_rubric: bool) -> dict[str, str]:
+    """The places that every prompt has: the conversation, and the criteria or nothing."""
+    criteria = ""
+    if with_rubric:
+        listed = block("statements", _listed(row.rubric))
+        (message,) = _rendered("criteria", {"statements": listed})
+        criteria = f"{message.content}\n\n"
+    return {"conversation": conversation(row.messages), "criteria": criteria}
 
 
 def _listed(rubric: Rubric | None) -> str:
@@ -256,16 +244,6 @@ def _listed(rubric: Rubric | None) -> str:
     )
 
 
-def _mark(texts: Sequence[str]) -> str:
-    """Eight hexadecimal digits that occur in none of the texts, the same ones every time."""
-    for tried in itertools.count():
-        content = "\x1f".join([*texts, str(tried)]).encode("utf-8", "surrogatepass")
-        mark = hashlib.sha256(content).hexdigest()[:8]
-        if not any(mark in text for text in texts):
-            return mark
-    raise AssertionError("unreachable")
-
-
 def _in_path(part: str) -> str:
     return part.replace("%", "%25").replace("/", "%2F")
 
@@ -277,9 +255,3 @@ def _closed(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
         "required": [name],
         "additionalProperties": False,
     }
-
-
-@cache
-def _template(name: str) -> Template:
-    file = resources.files("promedical.bench") / "prompts" / f"{name}.md"
-    return Template(file.read_text(encoding="utf-8"))

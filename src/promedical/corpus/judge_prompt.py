@@ -5,29 +5,26 @@ ambiguous opening sentences, specialised definitions, disclaimers. A judge reads
 what a response should do and "violated / not_violated" on what it must not do, because a veto's
 "met" is misread; here both become the method's verdict, true of the response or not.
 
-Conversation, response and criteria are others' text. They stand between fences with a mark that
-occurs in none of them, every turn has a line with that mark, and criteria are JSON, a line each, so
-that no text can end its fence or pose as another part. Left to others: who is asked, and panels
-(`judge`).
+Conversation, response and criteria are others' text, fenced as everywhere (`fence`); criteria are
+JSON, a line each. Left to others: who is asked, and panels (`judge`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from string import Template
 from typing import Any
 
+from promedical.corpus.fence import MARK, block, conversation, quoted, render, unquoted
 from promedical.records import GradedInstruction, Message, Response
 from promedical.rubric import Criterion, Tier, Verdict
 
 __all__ = ["Judgment", "Reading", "judge_messages", "read_reply", "reply_schema"]
 
+# What JSON leaves as it is and yet ends a line for some readers.
+_BREAKS = re.compile("[\x85\u2028\u2029]")
 CANNOT_SAY = "cannot_say"
 # The judge's words for: the sentence is true of the response, it is not.
 WORDS: Mapping[bool, tuple[str, str]] = {
@@ -66,27 +63,25 @@ class Reading:
 def judge_messages(
     row: GradedInstruction, response: Response, criteria: Sequence[Criterion], *, single: bool
 ) -> tuple[Message, ...]:
-    """The prompt: the rules, then conversation, response and criteria between fences.
+    """The prompt: the rules, then conversation, response and criteria, each fenced.
 
     The criteria come last, so that the calls of one response share all that stands before them.
 
     Args:
         single: ask about exactly one criterion, with a shorter form of reply.
     """
-    listed = "\n".join(_as_json(c) for c in criteria)
-    mark = _mark(row, response, listed)
-    conversation = "\n".join(
-        f"----- {mark} turn {n}: {m.role} -----\n{m.content}" for n, m in enumerate(row.messages, 1)
+    places = {
+        "conversation": conversation(row.messages),
+        "response": block("response", response.text),
+        "criteria": block("criteria", "\n".join(_as_json(c) for c in criteria)),
+        "verdicts": " | ".join(_words_for(criteria)),
+    }
+    if single:
+        return (*render("judge", {}), *render("judge_criterion", places))
+    return (
+        *render("judge", {}),
+        *render("judge_response", {**places, "count": str(len(criteria))}),
     )
-    asked = _prompt("judge_criterion" if single else "judge_response").substitute(
-        mark=mark,
-        conversation=conversation,
-        response=response.text,
-        criteria=listed,
-        count=len(criteria),
-        verdicts=" | ".join(_words_for(criteria)),
-    )
-    return (Message("system", _prompt("judge").template.strip()), Message("user", asked.strip()))
 
 
 def reply_schema(criteria: Sequence[Criterion], *, single: bool) -> dict[str, Any]:
@@ -113,9 +108,18 @@ def read_reply(data: Any, criteria: Sequence[Criterion], *, single: bool) -> Rea
     given: dict[str, list[Mapping[str, Any]]] = {}
     for entry in data["verdicts"]:
         given.setdefault(entry["criterion"].strip(), []).append(entry)
-    # An id with space around it is still found by its own spelling.
-    judgments = {c.id: _judgment(c, given.pop(c.id.strip(), [])) for c in criteria}
+    # An id with space around it, or one that quoting changed, is still found.
+    judgments = {
+        c.id: _judgment(c, [entry for id in _spellings(c) for entry in given.pop(id, [])])
+        for c in criteria
+    }
     return Reading(judgments, sum(map(len, given.values())))
+
+
+def _spellings(criterion: Criterion) -> tuple[str, ...]:
+    """The criterion's id as it is, and as the prompt shows it where quoting changes it."""
+    id = criterion.id.strip()
+    return tuple(dict.fromkeys((id, quoted(id).removeprefix(MARK))))
 
 
 def _judgment(criterion: Criterion, entries: Sequence[Mapping[str, Any]]) -> Judgment:
@@ -123,7 +127,7 @@ def _judgment(criterion: Criterion, entries: Sequence[Mapping[str, Any]]) -> Jud
         return Judgment(Verdict.ERROR, why="missing")
     if len(entries) > 1:
         return Judgment(Verdict.ERROR, why="repeated")
-    word, evidence = entries[0]["verdict"], entries[0]["evidence"]
+    word, evidence = entries[0]["verdict"], unquoted(entries[0]["evidence"])
     if word == CANNOT_SAY:
         return Judgment(Verdict.ABSTAIN, evidence)
     true, false = WORDS[criterion.tier is Tier.VETO]
@@ -142,20 +146,8 @@ def _as_json(criterion: Criterion) -> str:
     shown = {"criterion": criterion.id, "type": "violation" if veto else "requirement"}
     if criterion.kind is not None:
         shown["kind"] = criterion.kind.value
-    return json.dumps({**shown, "sentence": criterion.text}, ensure_ascii=False)
-
-
-def _mark(row: GradedInstruction, response: Response, listed: str) -> str:
-    """Eight hexadecimal digits that occur in none of the texts, the same ones every time."""
-    texts = [*(m.content for m in row.messages), response.text]
-    everything = "\n".join([*texts, listed])
-    # The criteria are not in the hash: calls that differ in them alone share their beginning.
-    for tried in itertools.count():
-        seed = json.dumps([*texts, tried], ensure_ascii=False)
-        mark = hashlib.sha256(seed.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-        if mark not in everything:
-            break
-    return mark
+    line = json.dumps({**shown, "sentence": criterion.text}, ensure_ascii=False)
+    return _BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,9 +157,3 @@ def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
         "required": list(properties),
         "additionalProperties": False,
     }
-
-
-@cache
-def _prompt(name: str) -> Template:
-    file = resources.files("promedical.corpus") / "prompts" / f"{name}.md"
-    return Template(file.read_text(encoding="utf-8"))
