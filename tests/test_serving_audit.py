@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,3 +143,17 @@ def test_limits_token_and_log_are_those_of_grading(grader, caplog):
     assert lines[-2].startswith("/v1/audit status=200")
     assert "responses=1 judgments=9" in lines[-2]
     assert SECRET not in "".join(lines)
+
+
+def test_the_requests_in_the_documents_are_answered(grader):
+    docs = Path(__file__).parents[1] / "docs"
+    shown = re.findall(r"```json\n(\{\n.*?\n\})\n```", (docs / "serving.md").read_text(), re.DOTALL)
+    grade, audited = map(json.loads, shown)
+    assert ask(served(grader), "POST", "/v1/grade", json=grade).status_code == 200
+    in_line = re.search(r"/v1/audit .*?-d '(\{.*?\})'", (docs / "audit.md").read_text(), re.DOTALL)
+    assert in_line
+    for given in (audited, json.loads(in_line[1])):
+        answer = ask(served(grader), "POST", "/v1/audit", json=given)
+        assert answer.status_code == 200
+        (found,) = answer.json()["audits"]
+        assert found["scores"]["s1"] is None
