@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pickle
 import re
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from promedical.corpus.ingest import IngestSettings, ingest
 from promedical.corpus.ray_rows import map_blocks, read_sources
 from promedical.corpus.sources import SourceSettings
 from promedical.corpus.stage import CorpusError
+from promedical.llm import ray_asker
 from promedical.llm.calls import Call, Endpoint, Failure, LlmError, Reply
 from promedical.llm.client import EndpointAsker
 from promedical.llm.ledger import Ledger
@@ -140,6 +142,89 @@ def test_limits_are_divided_and_none_is_exceeded() -> None:
 def test_settings_out_of_range_are_refused(name: str) -> None:
     with pytest.raises(ClusterError, match=f"cluster: {name}: found 0"):
         ClusterSettings(**{name: 0})
+
+
+def in_this_process(
+    settings: ClusterSettings, blocks: Sequence[Any], work: Any, arguments: Any, *, actors: int
+) -> Iterator[tuple[int, Any]]:
+    """`each_block` without Ray: all is pickled there and back, and blocks come in disorder."""
+    worker = work(**arguments)
+    for number, block in reversed(list(enumerate(blocks))):
+        for result in worker(pickle.loads(pickle.dumps(block))):
+            yield number, pickle.loads(pickle.dumps(result))
+
+
+def test_both_askers_give_the_same_replies_and_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Field by field, so that one that a reply gets later cannot be forgotten on its way."""
+    monkeypatch.setattr(ray_asker, "workers", lambda settings, wanted: wanted)
+    monkeypatch.setattr(ray_asker, "each_block", in_this_process)
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+    def behave(request: Request) -> Behaviour:
+        first, *later = request.body["messages"]
+        kind = first["content"].split()[0]
+        repaired = len(later) > 0
+        return {
+            "plain": Says("answer"),
+            "cut": Says("half an ans", "length"),
+            "filtered": Says("partly", "content_filter"),
+            "thinking": Says("<think>hm</think>so"),
+            "reasoning": Says("so", extra={"reasoning_content": "well"}),
+            "uncounted": Says("answer", usage=None),
+            "data": Says('{"n": 1}'),
+            "data_cut": Says('{"n": 1}', "length"),
+            "mended": Says('{"n": 2}' if repaired else '{"n": "two"}', "stop"),
+            "wrong": Says('{"m": 2}'),
+            "refused": Status(400),
+            "empty": Says(""),
+        }[kind]
+
+    with MisbehavingServer(behave) as server:
+        endpoint = Endpoint("m", server.url, concurrency=4, usd_per_million_out=1000.0)
+        with_schema = ("data", "data_cut", "mended", "wrong")
+        free = (
+            "plain",
+            "cut",
+            "filtered",
+            "thinking",
+            "reasoning",
+            "uncounted",
+            "refused",
+            "empty",
+        )
+        calls = [
+            Call(
+                kind,
+                endpoint,
+                (Message("user", f"{kind} question"),),
+                schema if kind in with_schema else None,
+            )
+            for kind in free + with_schema
+        ]
+        calls.append(replace(calls[1], id="the same again"))
+        local = EndpointAsker(tmp_path / "local.sqlite", progress=False)
+        ray = RayAsker(
+            tmp_path / "ray.sqlite", cluster=ClusterSettings(calls_per_block=5), progress=False
+        )
+        for _ in ("asked", "from the ledger"):
+            here, there = local.ask(calls), ray.ask(calls)
+            assert [told(here[c.id]) for c in calls] == [told(there[c.id]) for c in calls]
+        finished = {id: r.finish for id, r in there.items() if isinstance(r, Reply)}
+        assert (finished["cut"], finished["filtered"]) == ("length", "content_filter")
+        assert {r.kind for r in there.values() if isinstance(r, Failure)} == {
+            *("truncated", "schema", "http", "empty")
+        }
+        local.close()
+        ray.close()
+
+
+def told(result: Reply | Failure) -> dict[str, Any]:
+    """Every field of what came of a call, less how long it took."""
+    found = {f.name: getattr(result, f.name) for f in fields(result)}
+    found["usage"] = replace(result.usage, seconds=0.0)
+    return {"type": type(result).__name__, **found}
 
 
 # --- on two nodes ---------------------------------------------------------------------------------
