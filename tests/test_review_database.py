@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from promedical.review import audit_log
+from promedical.review import database as review_database
 from promedical.review.database import Database, DatabaseError
 from promedical.review.migrate import alembic_config, upgrade
 from promedical.review.tables import AuditEvent, Base, Setting
@@ -122,6 +124,23 @@ def test_many_writers_at_once_make_one_chain(database_url: str) -> None:  # noqa
     with database.read() as session:
         assert audit_log.verify(session).entries == 60
     database.close()
+
+
+def test_an_idle_connection_that_was_closed_is_replaced(
+    postgresql_cluster: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(review_database, "IDLE_S", 0.0)
+    url = postgresql_cluster.create()
+    database, other = Database(url), Database(url)
+    with database.read() as session:
+        mine = session.scalar(text("SELECT pg_backend_pid()"))
+    with other.write() as session:
+        assert session.scalar(text("SELECT pg_terminate_backend(:pid)"), {"pid": mine})
+    with database.read() as session:
+        assert session.scalar(text("SELECT pg_backend_pid()")) != mine
+    database.close()
+    other.close()
 
 
 def test_a_write_is_whole_or_nothing(database_url: str) -> None:  # noqa: F811

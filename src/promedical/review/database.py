@@ -9,8 +9,10 @@ bringing them up to date (`migrate`).
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +20,13 @@ from typing import Any
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.orm import Session
 
 __all__ = ["Database", "DatabaseError"]
 
 BUSY_MS = 20_000
+IDLE_S = 5.0
 IMMEDIATE = "promedical_immediate"
 
 
@@ -140,11 +143,27 @@ def _sqlite(url: URL) -> Engine:
 
 
 def _postgresql(url: URL) -> Engine:
-    return create_engine(
+    engine = create_engine(
         url,
-        pool_size=16,
-        max_overflow=24,
+        pool_size=40,  # as many as there are threads; opening one takes longer than a save
+        max_overflow=0,
         pool_timeout=60,
-        pool_pre_ping=True,
         hide_parameters=True,
     )
+
+    @event.listens_for(engine, "checkin")
+    def _on_checkin(connection: Any, record: Any) -> None:
+        record.info["since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _on_checkout(connection: Any, record: Any, proxy: Any) -> None:
+        # A connection that lay idle may have been closed at the other end. One that was used a
+        # moment ago is not asked, which would be a round trip for every save.
+        if time.monotonic() - record.info.get("since", math.inf) < IDLE_S:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error:
+            raise DisconnectionError from None
+
+    return engine
