@@ -27,7 +27,7 @@ from promedical.demo.kqa import load_kqa
 from promedical.llm.calls import Call, Endpoint, Failure
 from promedical.progress import Stages
 from promedical.recipe import load_recipe
-from promedical.records import GradedInstruction, Message, read_dataset
+from promedical.records import GradedInstruction, Message, read_dataset, to_dict
 from scripted_models import HashedWords, scripted, write_questions, write_recipe
 
 ASKING = ("screen", "respond", "rubrics", "judge")
@@ -200,6 +200,45 @@ def test_rows_that_come_out_the_same_change_nothing_after_them(tmp_path: Path) -
     _, _, said = run(replace(recipe, dedup=replace(recipe.dedup, batch=7)))
     assert any("dedup (again: changed: batch)" in line for line in said)
     assert any("splits: done before" in line for line in said)
+
+
+def held_out_at(recipe: BuildRecipe, name: str) -> list[str]:
+    lines = (folder_of(recipe.out, name) / "dropped.jsonl").read_text().splitlines()
+    dropped = map(json.loads, lines)
+    return [d["id"] for d in dropped if d["reason"] == "held_out"]
+
+
+def test_nobody_is_paid_for_a_question_that_is_held_out(tmp_path: Path) -> None:
+    bench = tmp_path / "bench.jsonl"
+    recipe = recipe_of(tmp_path)
+    recipe = replace(recipe, splits=replace(recipe.splits, hold_out=(str(bench),)))
+    text = "Which vaccines are due at the age of twelve months"
+    with (tmp_path / "questions.jsonl").open("a") as file:
+        file.write(json.dumps({"question": text}) + "\n")
+    row = GradedInstruction("b1", (Message("user", text.upper()),), "bench", "CC0-1.0")
+    bench.write_text(json.dumps(to_dict(row)) + "\n")
+    report, asker, _ = run(recipe)
+    out = held_out_at(recipe, "dedup")
+    rows = read_dataset(folder_of(recipe.out, "ingest") / "rows")
+    assert out == [row.id for row in rows if row.messages[0].content == text]
+    asked = {call.id.split("/")[1] for call in asker.asked}
+    assert len(asked) == 24
+    assert asked.isdisjoint(out)
+    by_name = {stage["stage"]: stage for stage in report["stages"]}
+    assert by_name["dedup"]["reasons"] == {"duplicate": 1, "held_out": len(out)}
+    assert by_name["splits"]["reasons"] == {}
+    # The shares are no matter of the benchmark's; another benchmark is.
+    other = replace(recipe, splits=replace(recipe.splits, train=0.6, bench=0.15))
+    _, asker, said = run(other)
+    assert asker.asked == []
+    assert any("dedup: done before" in line for line in said)
+    _, asker, said = run(replace(recipe, splits=replace(recipe.splits, hold_out=())))
+    assert any("dedup (again: changed: hold_out)" in line for line in said)
+    assert {call.id.split("/")[1] for call in asker.asked} >= set(out)
+    # Without de-duplication the splits see to it.
+    alone = replace(recipe, out=tmp_path / "alone", stages=("ingest", "splits"))
+    run(alone)
+    assert held_out_at(alone, "splits") == out
 
 
 def test_another_server_or_price_is_no_change(finished: BuildRecipe) -> None:

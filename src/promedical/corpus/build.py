@@ -165,6 +165,9 @@ class Build:
         # These read what other stages kept apart, so their settings are their own too.
         if name in READ_SPLITS and "splits" in self.recipe.stages:
             stamp["splits"] = settings_of(self.recipe.splits)
+        if name == "dedup" and self.recipe.splits.hold_out:
+            splits = settings_of(self.recipe.splits)
+            stamp["hold_out"] = {"names": splits["hold_out"], "files": splits.get("files", {})}
         if name == "export":
             stamp["pairs"] = settings_of(self.recipe.pairs)
             stamp["funnel"] = [(f["stage"], f["rows_in"], f["rows_out"]) for f in self.funnel(name)]
@@ -253,6 +256,7 @@ class Build:
             split_of=self._split_of(name),
             pairs=self.recipe.pairs,
             funnel=self.funnel(name),
+            hold_out=self.recipe.splits.hold_out,
             cluster=self.recipe.cluster if self.recipe.engine == "ray" else None,
         )
         # From here on the stage is not finished, whatever it was before.
@@ -283,7 +287,8 @@ class Build:
         return self._opened
 
     def _encoder(self, name: str) -> Encoder | None:
-        if self.encoder is None and name in ("rubrics", "splits"):
+        wants = name in ("rubrics", "splits") or (name == "dedup" and self.recipe.splits.hold_out)
+        if self.encoder is None and wants:
             from promedical.demo.models import resolve_encoder
 
             self.encoder = resolve_encoder()

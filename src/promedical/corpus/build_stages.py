@@ -21,6 +21,7 @@ from promedical.corpus.banks import with_universal
 from promedical.corpus.dedup import dedup
 from promedical.corpus.degrade_stage import degrade_rows
 from promedical.corpus.export import export
+from promedical.corpus.hold_out import without_held_out
 from promedical.corpus.ingest import ingest
 from promedical.corpus.judge import JudgeSettings, judge, judge_calls
 from promedical.corpus.overlap import Encoder
@@ -58,6 +59,7 @@ class Context:
         split_of: instruction id → split, if the splits stage ran.
         pairs: how responses are compared.
         funnel: what the stages before took in and dropped.
+        hold_out: benchmarks whose questions are dropped as soon as rows are distinct.
         cluster: where rows are worked on; None for this machine.
     """
 
@@ -68,6 +70,7 @@ class Context:
     split_of: Mapping[str, str] | None = None
     pairs: PairsSettings = field(default_factory=PairsSettings)
     funnel: Sequence[Mapping[str, Any]] = ()
+    hold_out: Sequence[str] = ()
     cluster: ClusterSettings | None = None
 
     @property
@@ -108,7 +111,9 @@ def _dedup(rows: Rows, settings: Any, context: Context) -> StageResult:
         from promedical.corpus.ray_rows import map_blocks
 
         mapped = partial(map_blocks, cluster=context.cluster)
-    return dedup(rows, settings, encoder=encoder, progress=context.progress, mapped=mapped)
+    result = dedup(rows, settings, encoder=encoder, progress=context.progress, mapped=mapped)
+    # Here and not at the splits alone: after this stage every row costs money.
+    return without_held_out(result, context.hold_out, encoder=context.encoder)
 
 
 def _screen(rows: Rows, settings: ScreenSettings, context: Context) -> StageResult:

@@ -206,13 +206,20 @@ def _run(
         return StageResult(rows, (), report), None
     counting = None if asker is None else CountingAsker(asker, whole.max_failed)
     encoder = None
-    if name in ("rubrics", "splits"):
+    # Without a recipe nobody has said what is held out; the splits have their default.
+    hold_out = whole.splits.hold_out if given.file or given.recipe else ()
+    if name in ("rubrics", "splits") or (name == "dedup" and hold_out):
         from promedical.demo.models import resolve_encoder
 
         encoder = resolve_encoder()
     with Stages(1).stage(name) as move:
         context = Context(
-            asker=counting, encoder=encoder, progress=move, folder=out, split_of=split_of
+            asker=counting,
+            encoder=encoder,
+            progress=move,
+            folder=out,
+            split_of=split_of,
+            hold_out=hold_out,
         )
         result = STAGES[name].run(rows, settings, context)
     return result, None if counting is None else counting.report()

@@ -4,7 +4,10 @@ METHOD section 6: the bench is disjoint from training. `splits` sees to that for
 deals itself; a benchmark from elsewhere (the demo's, another corpus') has to be named. A row is
 held out if it is a near-duplicate of one of its questions, by the limits that `overlap` sets for
 two sides. They are wider than those that join components: they do not chain here, and a row too
-many costs less than a question that was trained on. Left to others: what is dealt (`splits`).
+many costs less than a question that was trained on.
+
+A build drops them right after de-duplication, before any model is paid for an answer to them;
+`splits` looks again, for rows that came another way. Left to others: what is dealt (`splits`).
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from promedical.corpus.overlap import LIMITS, Encoder, Limit, normalise, similarity_blocks
-from promedical.corpus.stage import CorpusError, Dropped
+from promedical.corpus.stage import CorpusError, Dropped, StageResult
 from promedical.records import GradedInstruction, RecordError, read_dataset, read_jsonl
 
-__all__ = ["DEMO", "held_out", "read_held_out"]
+__all__ = ["DEMO", "held_out", "read_held_out", "without_held_out"]
 
 DEMO = "kqa-bench"
 _CHUNK = 5_000  # rows compared at once, which bounds memory
@@ -90,6 +93,32 @@ def held_out(
                     detail["cosine"] = round(float(cosine[i, j]), 4)
                 found.append(Dropped(chunk[start + i].id, "held_out", detail))
     return found
+
+
+def without_held_out(
+    result: StageResult, names: Sequence[str], *, encoder: Encoder | None = None
+) -> StageResult:
+    """What a stage left, less the rows that are held out; they are dropped with that reason.
+
+    Args:
+        names: benchmarks, as of `read_held_out`; without one the result stays as it is.
+        encoder: as of `held_out`.
+
+    Raises:
+        CorpusError: a benchmark that cannot be read.
+    """
+    if not names:
+        return result
+    questions = read_held_out(names)
+    dropped = held_out(result.rows, questions, encoder=encoder)
+    out = {d.id for d in dropped}
+    report = {**result.report, "held_out": {"questions": len(questions), "rows": len(dropped)}}
+    return replace(
+        result,
+        rows=[row for row in result.rows if row.id not in out],
+        dropped=[*result.dropped, *dropped],
+        report=report,
+    )
 
 
 def _said(row: GradedInstruction) -> str:

@@ -8,8 +8,8 @@ category; so a component larger than a side cannot end up in it if another has r
 Then the sides are compared with each other by other code (`overlap.find_overlaps`), all of them
 where that is affordable, else a sample whose size is reported. What it finds over a limit is
 joined, and the split is made again; a split that still fails is refused. Rows that ask what a
-benchmark from elsewhere asks go to no side. Left to others: what counts as that (`hold_out`), which
-rows are worth having (`dedup`, `screen`).
+benchmark from elsewhere asks go to no side; a build has dropped them before, if it de-duplicates.
+Left to others: what counts as that (`hold_out`), which rows are worth having (`dedup`, `screen`).
 
     reasons   held_out
 """
@@ -57,8 +57,9 @@ class SplitsSettings:
         jaccard: from which similarity of 4-grams on two questions belong together.
         cosine: the same for the cosine of embeddings, where there is an encoder.
         check_pairs: the most pairs of questions of two sides that the check compares.
-        hold_out: benchmarks whose questions, and near-duplicates of them, are dropped: folders of
-            datasets, JSON lines, or "kqa-bench", on whose 50 questions the demo is evaluated.
+        hold_out: benchmarks whose questions, and near-duplicates of them, are dropped (a build
+            does that at its stage dedup already): folders of datasets, JSON lines, or "kqa-bench",
+            on whose 50 questions the demo is evaluated.
 
     Raises:
         CorpusError: a setting out of its range.
