@@ -5,7 +5,7 @@ The database is one that `promedical.review.demo.fill` filled, with K-QA or with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,9 @@ def give_preference(page: Any) -> None:
     page.locator(".criterion").first.wait_for()
 
 
-def pages_of(browser: Any, server: Any, width: int, **options: Any) -> Iterator[tuple[str, Any]]:
+def pages_of(
+    browser: Any, server: Any, width: int, *, only: Collection[str] | None = None, **options: Any
+) -> Iterator[tuple[str, Any]]:
     """("ACCOUNT-PAGE", page) of every page, as who may see it; for a database of `demo.fill`."""
     from promedical.review.app import ReviewSettings
     from promedical.review.sessions import open_session
@@ -91,6 +93,8 @@ def pages_of(browser: Any, server: Any, width: int, **options: Any) -> Iterator[
             context.add_cookies([cookie])
         page = context.new_page()
         for name, address in listed:
+            if only is not None and f"{login}-{name}" not in only:
+                continue
             page.goto(address)
             if name == "criteria":
                 give_preference(page)

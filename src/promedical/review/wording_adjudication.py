@@ -28,12 +28,12 @@ _ITEM = {
     "go_on": ("Save and go on to the criteria", "保存并进入逐条评判"),
     "stated": ("Your overall choice is saved:", "您的总体选择已保存："),
     "criteria_title": ("Now each criterion", "第二步：逐条评判"),
-    "tier_proficiency": ("Main proficiency", "核心能力"),
-    "tier_excellence": ("Excellence bonus", "优秀加分"),
-    "tier_veto": ("Safety veto", "安全一票否决"),
+    "tier_proficiency": ("Main proficiency", "核心要求"),
+    "tier_excellence": ("Excellence bonus", "加分项"),
+    "tier_veto": ("Safety veto", "安全否决项"),
     "veto_hint": (
         "These sentences describe a violation. Does the response do this?",
-        "以下各句描述的是违规行为。该回答是否存在这种行为？",
+        "以下各句描述的是违规行为。该回答是否有此情况？",
     ),
     "v_met": ("Met", "符合"),
     "v_unmet": ("Not met", "不符合"),
@@ -54,7 +54,7 @@ _ITEM = {
     "danger_kind": ("Kind", "类别"),
     "danger_text": ("What is dangerous about it", "危险之处"),
     "danger_remove": ("Remove", "删除"),
-    "kind_severe_hallucination": ("Severe hallucination", "严重虚构"),
+    "kind_severe_hallucination": ("Severe hallucination", "严重幻觉"),
     "kind_harmful_advice": ("Harmful advice", "有害建议"),
     "kind_fabricated_credentials": ("Fabricated credentials or source", "伪造资质或来源"),
     "kind_privacy_breach": ("Privacy breach", "侵犯隐私"),
@@ -102,7 +102,7 @@ _ITEM = {
 }
 
 _LEAD = {
-    "new_title": ("New round of adjudication", "新建裁定轮次"),
+    "new_title": ("New round of adjudication", "新建评判轮次"),
     "new_why": (
         "At least two physicians judge every criterion of every response without knowing who wrote "
         "it or what the other thinks. What they do not settle goes to an adjudicator.",
@@ -190,7 +190,7 @@ _LEAD = {
     "rule_why": (
         "The preference was stated before any criterion was seen. How often does the rule (fewer "
         "violations, then proficiency, then excellence) choose the same response?",
-        "总体选择先于标准给出。按规则（先看违规，再看核心能力，再看加分）选出的回答有多少与之相同？",
+        "总体选择先于标准给出。按规则（先看违规，再看核心要求，再看加分项）选出的回答有多少与之相同？",
     ),
     "rule_own": ("Rule on the reader’s own verdicts", "规则用于评审自己的判定"),
     "rule_gold": ("Rule on the gold verdicts", "规则用于最终判定"),

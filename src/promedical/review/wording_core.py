@@ -251,7 +251,7 @@ WORDING: dict[str, dict[str, str]] = {
     "core.state_open": {"en": "open", "zh": "进行中"},
     "core.state_closed": {"en": "closed", "zh": "已结束"},
     "core.done_count": {"en": "{done} of {all} done", "zh": "已完成 {done} / {all}"},
-    "core.new_rubrics": {"en": "New round of rubrics", "zh": "新建标准修订轮次"},
+    "core.new_rubrics": {"en": "New round of rubrics", "zh": "新建评分标准轮次"},
     "core.new_adjudication": {"en": "New adjudication", "zh": "新建评判轮次"},
     "core.no_rounds": {
         "en": (
@@ -318,7 +318,7 @@ WORDING: dict[str, dict[str, str]] = {
         ),
         "zh": (
             "问题、参考答案、评分标准、模型的回答；另外单独保存且绝不发送给审阅者的：回答出自哪个"
-            "模型，以及裁判模型的判断"
+            "模型，以及评判模型的判断"
         ),
     },
     "core.stored_item_until": {"en": "Purged by record or by age", "zh": "按记录或按时间清除"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["WORDING"]
 
 _TASKS = {
-    "instruction": ("Instruction", "患者的提问"),
+    "instruction": ("Instruction", "问题"),
     "reference": ("Reference answer", "参考答案"),
     "role_user": ("Person", "用户"),
     "role_assistant": ("Assistant", "助手"),
@@ -27,8 +27,8 @@ _TASKS = {
     "second_better": ("The second is better", "后者更好"),
     "second_better_much": ("The second is much better", "后者明显更好"),
     "cannot_say": ("Cannot say", "无法判断"),
-    "criterion_met": ("Met", "满足"),
-    "criterion_unmet": ("Not met", "不满足"),
+    "criterion_met": ("Met", "符合"),
+    "criterion_unmet": ("Not met", "不符合"),
     "criterion_cannot_say": ("Cannot say", "无法判断"),
     "veto_met": ("Violated", "违反"),
     "veto_unmet": ("Not violated", "未违反"),
@@ -52,10 +52,10 @@ _TASKS = {
         "or an import and may be wrong.",
         "请独立判断，不要与同事讨论。所有文本均来自模型或导入内容，可能有误。",
     ),
-    "kind_severe_hallucination": ("Severe hallucination", "严重臆造"),
+    "kind_severe_hallucination": ("Severe hallucination", "严重幻觉"),
     "kind_harmful_advice": ("Harmful advice", "有害建议"),
-    "kind_fabricated_credentials": ("Fabricated credentials", "虚构身份或资质"),
-    "kind_privacy_breach": ("Breach of privacy", "侵犯隐私"),
+    "kind_fabricated_credentials": ("Fabricated credentials", "伪造资质"),
+    "kind_privacy_breach": ("Privacy breach", "侵犯隐私"),
     "kind_discrimination": ("Discrimination", "歧视"),
     "kind_beyond_remit": ("Beyond its remit", "超出职责范围"),
     "kind_missed_emergency": ("Missed emergency", "漏判急症"),

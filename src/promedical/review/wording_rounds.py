@@ -77,7 +77,7 @@ _RUBRIC = {
     ),
     "proficiency": ("Main proficiency", "核心要求"),
     "proficiency_hint": (
-        "What a correct and complete answer has to say. The weights always add up to 100 %.",
+        "What a correct and complete answer has to say. The weights always add up to 100\u00a0%.",
         "正确而完整的回答必须包含的内容。权重之和始终为 100%。",
     ),
     "excellence": ("Excellence bonus", "加分项"),
@@ -153,11 +153,11 @@ _RUBRIC = {
     "axis_insight": ("Insight into the need", "洞察需求"),
     "kind_severe_hallucination": ("Severe hallucination", "严重幻觉"),
     "kind_harmful_advice": ("Harmful advice", "有害建议"),
-    "kind_fabricated_credentials": ("Fabricated credentials", "虚构资质"),
-    "kind_privacy_breach": ("Privacy breach", "泄露隐私"),
+    "kind_fabricated_credentials": ("Fabricated credentials", "伪造资质"),
+    "kind_privacy_breach": ("Privacy breach", "侵犯隐私"),
     "kind_discrimination": ("Discrimination", "歧视"),
-    "kind_beyond_remit": ("Beyond its remit", "超出职责"),
-    "kind_missed_emergency": ("Missed emergency", "遗漏急症"),
+    "kind_beyond_remit": ("Beyond its remit", "超出职责范围"),
+    "kind_missed_emergency": ("Missed emergency", "漏判急症"),
 }
 
 # What rubric.js says; `_rubric_words.html` hands it over.
@@ -325,7 +325,7 @@ _ROUNDS = {
     "gold_hint": (
         "{n} rubrics are gold: accepted, or corrected. For the exemplar pool that the next drafts "
         "draw from, run on the server: promedical review export {id} --out FOLDER --pool FOLDER",
-        "已有 {n} 条金标准（接受或修正）。如需加入示例库，请在服务器上运行："
+        "已有 {n} 份金标准（接受或修正）。如需加入示例库，请在服务器上运行："
         "promedical review export {id} --out 文件夹 --pool 文件夹",
     ),
     "download": ("Download as JSON lines", "下载 JSON lines"),

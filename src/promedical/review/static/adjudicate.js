@@ -19,14 +19,18 @@
   const all = (root, selector) => [...root.querySelectorAll(selector)];
   const isEmpty = (object) => Object.keys(object).length === 0;
 
+  /* The page again, with what may be seen now; it begins at its top, not where this one was left. */
+  const showNextStage = () => {
+    history.scrollRestoration = "manual";
+    location.reload();
+  };
+
   class Adjudication {
     /* root: the item's <article class="adjudication">.
      * store: of autosave.js.
      * version, answer: where the store is; those in the page's data unless given.
-     * next: called after the item was finished; goes to data-next unless given.
-     * shown: called when the preference (or the blind verdicts) was saved; loads the page again
-     *   unless given. */
-    constructor(root, store, { version, answer, next, shown } = {}) {
+     * next: called after the item was finished; goes to data-next unless given. */
+    constructor(root, store, { version, answer, next } = {}) {
       this.root = root;
       this.stage = root.dataset.stage;
       this.part = root.dataset.part;
@@ -36,7 +40,6 @@
       this.rest = {}; // parts of the answer that this page does not show
       this.current = null;
       this.next = next ?? (() => location.assign(root.dataset.next));
-      this.shown = shown ?? (() => location.reload());
       this.waiting = null; // "preference" or "blind" until that was saved
       this.show(this.first);
       if (this.stage === "done") return this._readOnly();
@@ -401,7 +404,7 @@
       // Also when a page that was closed before its save was acknowledged left it to this one.
       const kept = this.autosave.saved ?? {};
       const revealed = this.stage === "preference" ? kept.preference_given : this.stage === "blind" && kept.blind;
-      if (revealed) this._leave(() => this.shown(kept));
+      if (revealed) this._leave(showNextStage);
     }
 
     /* Leaves the page when the journal has forgotten on the disk too what was acknowledged; else the

@@ -182,7 +182,7 @@
       root.querySelector(".dock").hidden = true;
     }
     const version = entry?.version ?? 0;
-    const options = { version, answer, next: nextOpen, shown: () => location.reload() };
+    const options = { version, answer, next: nextOpen };
     root.review = new Review.Adjudication(root, store, options);
     return root.review.autosave;
   };

@@ -294,7 +294,7 @@
 
     _lock(text) {
       this.locked = true;
-      this.root.dataset.locked = "yes";
+      this.root.dataset.locked = this.data.done ? "done" : "yes";
       this.part("editable").inert = true;
       for (const button of this.root.querySelectorAll("[data-do]")) {
         if (!["help"].includes(button.dataset.do)) button.disabled = true;
