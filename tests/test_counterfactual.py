@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -269,6 +270,29 @@ def test_a_grader_of_length_follows_length_alone(result):
         assert table["pull"][surface]["whole"]["value"] == 1
     assert table["beyond_length"]["whole"]["value"] == 0
     assert 0.4 < table["follows"]["left_out"]["whole"]["value"] < 0.65
+
+
+def test_length_knows_nothing_where_both_have_as_many_words(bench, responses, result):
+    same = [
+        len(a.text.split()) == len(b.text.split())
+        for p in bench.pairs
+        if p.kind == "violation" and p.against is None
+        for a, b in [both(p, responses)]
+    ]
+    figure = result["graders"]["length"]["follows"]["violation.same_length"]["whole"]
+    assert (figure["value"], figure["n"]) == (0.5, sum(same))
+    assert 50 < sum(same) < len(same)
+
+
+def test_the_nulls_in_the_document_are_measured(result):
+    page = (Path(__file__).parents[1] / "docs" / "counterfactual.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+)` \| (\d+) \| (\d+) .*\| (\d+) .*\| (\d+) .*\|$", page, re.M)
+    graders = [result["graders"][name] for name in ("length", "random", "word_overlap")]
+    assert {name for name, *_ in rows} == set(graders[0]["follows"])
+    for name, n, *values in rows:
+        for table, value in zip(graders, values, strict=True):
+            figure = table["follows"][name]["whole"]
+            assert (f"{100 * figure['value']:.0f}", str(figure["n"])) == (value, n), name
 
 
 def test_chance_is_chance_and_shared_words_find_what_is_left_out_not_what_is_changed(result):

@@ -185,7 +185,8 @@ def evaluate_counterfactual(
     Returns:
         JSON types, F a `Figure`, D a `Difference`; each {"criterion": …, "whole": …}:
         "settings", "counts", "graders": name →
-        "follows": F of left_out, removed, changed, violation, claimed_credential, violation.KIND;
+        "follows": F of left_out, removed, changed, violation, claimed_credential, violation.KIND,
+        and violation.same_length, those whose twin has as many words as the violation;
         "sides": F of SURFACE.against and SURFACE.with, of left_out and violation together;
         "pull": D of each surface, with less against;
         "surface": F, share that prefers the surface (shorter: the longer; benign_twin: the neutral
@@ -202,6 +203,7 @@ def evaluate_counterfactual(
         section: {n: np.array([of(p) for p in bench.pairs]) for n, of in groups.items()}
         for section, groups in groups().items()
     }
+    masks["follows"]["violation.same_length"] = masks["follows"]["violation"] & _same_length(bench)
     return {
         "settings": {"resamples": resamples, "seed": seed, "pairs_seed": bench.seed},
         "counts": dict(bench.counts),
@@ -210,6 +212,14 @@ def evaluate_counterfactual(
             for name, grader in graders.items()
         },
     }
+
+
+def _same_length(bench: Counterfactual) -> NDArray[np.bool_]:
+    """[pairs], whether both responses have as many words, so that length says nothing."""
+    words = {(row.id, y.id): len(y.text.split()) for row in bench.rows for y in row.responses}
+    return np.array(
+        [words[p.instruction, p.first] == words[p.instruction, p.second] for p in bench.pairs]
+    )
 
 
 Masks = Mapping[str, Mapping[str, NDArray[np.bool_]]]
