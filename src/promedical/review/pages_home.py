@@ -137,20 +137,19 @@ def storage(request: Request, person: Anyone) -> Response:
 
 
 def _work(session: Session, reviewer_id: str) -> list[Work]:
+    # Not whole assignments: their answers are most of what the database holds.
     found = session.execute(
-        select(Assignment, Item.position, Item.specialty, Round)
+        select(Item.round_id, Assignment.id, Item.specialty, Assignment.state, Assignment.part)
         .join(Item, Item.id == Assignment.item_id)
         .join(Round, Round.id == Item.round_id)
         .where(Assignment.reviewer_id == reviewer_id, Item.removed_at.is_(None))
         .order_by(Round.created, Round.id, Item.position, Assignment.id)
     ).all()
-    rounds: dict[str, Round] = {}
     items: dict[str, list[Any]] = defaultdict(list)
-    for assignment, _, specialty, round_ in found:
-        rounds[round_.id] = round_
-        number = len(items[round_.id]) + 1
-        entry = (assignment.id, number, specialty, assignment.state, assignment.part)
-        items[round_.id].append(entry)
+    for round_id, assignment_id, specialty, state, part in found:
+        number = len(items[round_id]) + 1
+        items[round_id].append((assignment_id, number, specialty, state, part))
+    rounds = {r.id: r for r in session.scalars(select(Round).where(Round.id.in_(items)))}
     work = []
     for round_id, entries in items.items():
         open_ids = [e[0] for e in entries if e[3] != "done"]
