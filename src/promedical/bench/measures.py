@@ -89,7 +89,7 @@ class Measure:
         formula: a key of `FORMULAS`.
         items: [items], ids, unique; the same item has the same id for every system.
         instruction: [items], id of the instruction that it belongs to.
-        sums: [items][columns], what it adds.
+        sums: [items, columns], what it adds.
         group: [items], or None where there are no groups.
         weights: group → weight; None averages the groups that are defined.
         unscored: items of the suite that the system gave nothing usable for.
