@@ -162,6 +162,37 @@ def test_purge_says_what_it_removed_and_what_it_cannot_reach(run: Run, tmp_path:
     assert run("purge", "--yes", "--older-than-days", "30")[1].startswith("removed: 0 items")
 
 
+def test_purge_of_a_person_says_which_id_the_answers_stay_under(run: Run, tmp_path: Path) -> None:
+    people(run, tmp_path)
+    code, out, _ = run("purge", "--yes", "--person", "ann")
+    assert code == 0
+    assert out.startswith("who ")
+    assert "backups" in out
+    assert run("verify-log")[0] == 0
+    code, out, err = run("purge", "--yes", "--person", "ann")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "no account has the login 'ann'" in err
+
+
+def test_a_database_in_no_folder_is_refused_and_a_new_file_announced(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = tmp_path / "mistyped" / "review.sqlite3"
+    password = ("--password-file", tmp_path / "password")
+    for verb in (("serve",), ("create-lead", "--login", "lead", "--name", "L", *password)):
+        for name in (str(missing), f"sqlite:///{missing}"):
+            code, out, err = run(*verb, "--database", name)
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert f"there is no folder {missing.parent}" in err
+    assert not missing.parent.exists()
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)
+    new = tmp_path / "new.sqlite3"
+    code, _, err = run("serve", "--port", "0", "--database", new)
+    assert (code, err.count("a new database is made")) == (0, 1)
+    assert new.is_file()
+    assert run("serve", "--port", "0", "--database", new)[2].count("new database") == 0
+
+
 def test_an_invitation_from_the_command_line(run: Run, tmp_path: Path) -> None:
     people(run, tmp_path)
     code, out, _ = run("invite", "--public-url", "https://review.example/")

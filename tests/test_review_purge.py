@@ -10,12 +10,24 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, text, update
 
-from promedical.review import audit_log
+from promedical.review import accounts, audit_log
+from promedical.review.app import ReviewSettings
 from promedical.review.database import Database
 from promedical.review.migrate import upgrade
-from promedical.review.purge import PurgeError, purge
+from promedical.review.purge import PurgeError, erase_people, purge
 from promedical.review.saves import Closed, save
-from promedical.review.tables import Assignment, AuditEvent, Change, Item, ItemSecret, Round
+from promedical.review.tables import (
+    Assignment,
+    AuditEvent,
+    Change,
+    Invitation,
+    Item,
+    ItemSecret,
+    LoginAttempt,
+    LoginSession,
+    Reviewer,
+    Round,
+)
 from review_server import (  # noqa: F401
     add_reviewer,
     database_url,
@@ -182,3 +194,85 @@ def test_a_salted_digest_cannot_be_matched_after_the_salt_is_gone() -> None:
     answer = {"decision": "accept"}
     assert audit_log.digest_of(answer, "salt") != audit_log.digest_of(answer, "")
     assert audit_log.digest_of(answer, "salt") == audit_log.digest_of(dict(answer), "salt")
+
+
+PERSON = {
+    "login": "zenobia@hospital.example",
+    "name": "Zenobia Quillfeather",
+    "specialty": "nephrology-of-owls",
+    "country": "Ruritania",
+}
+
+
+def one_known(database: Database) -> str:
+    """A lead, and somebody with everything an account can have; returns their password's hash."""
+    settings = ReviewSettings()
+    with database.write() as session:
+        add_reviewer_row(session, "lead@x", "lead")
+        token = accounts.invite(session, "reviewer", settings, created_by=None)
+        made = accounts.accept_invitation(
+            session, token, password="four lamps by a canal", licensed_since=1999, **PERSON
+        )
+        accounts.invite(session, "reviewer", settings, created_by=None, reviewer_id=made.id)
+        password_hash = made.password_hash
+    accounts.log_in(database, PERSON["login"], "four lamps by a canal", "192.0.2.1", settings)
+    return password_hash
+
+
+def add_reviewer_row(session: Any, login: str, role: str) -> None:
+    session.add(Reviewer(login=login, name=login, password_hash="-", role=role))
+
+
+def test_who_a_person_is_is_in_no_file_and_their_answers_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, ids = filled(str(tmp_path / "review.sqlite3"), monkeypatch)
+    marks = [one_known(database), *PERSON.values()]
+    with database.write() as session:
+        who = session.scalars(select(Reviewer).where(Reviewer.login == PERSON["login"])).one().id
+        session.execute(update(Assignment).where(Assignment.id == ids[0]).values(reviewer_id=who))
+    assert all(in_files(tmp_path, mark) for mark in marks)
+    assert erase_people(database, ["Zenobia@Hospital.Example"]) == [who]
+    assert {mark: in_files(tmp_path, mark) for mark in marks} == {mark: [] for mark in marks}
+    with database.read() as session:
+        audit_log.verify(session)
+        last = session.scalars(select(AuditEvent).order_by(AuditEvent.seq.desc())).first()
+        assert (last.action, last.subject) == ("account.erase", f"account:{who}")
+        assert session.get_one(Assignment, ids[0]).answer["reason"].startswith(MARK)
+        person = session.get_one(Reviewer, who)
+        assert (person.specialty, person.country, person.licensed_since) == (None, None, None)
+        assert not person.active
+    database.close()
+
+
+def test_nothing_that_lets_an_erased_person_in_is_left(
+    database_url: str,  # noqa: F811
+) -> None:
+    database = Database(database_url)
+    password_hash = one_known(database)
+    erase_people(database, [PERSON["login"]])
+    with database.read() as session:
+        for table in (LoginSession, Invitation, LoginAttempt):
+            left = select(func.count()).select_from(table)
+            if table is Invitation:  # the one that was used names nobody
+                left = left.where(Invitation.reviewer_id.is_not(None))
+            assert session.scalar(left) == 0
+        dump = "\n".join(str(row) for row in session.execute(select(Reviewer.__table__)))
+    assert not [mark for mark in (password_hash, *PERSON.values()) if mark in dump]
+    with pytest.raises(accounts.AccountError, match="do not belong together"):
+        accounts.log_in(
+            database, PERSON["login"], "four lamps by a canal", "192.0.2.1", ReviewSettings()
+        )
+    database.close()
+
+
+def test_an_unknown_login_and_the_last_lead_are_not_erased(sqlite_url: str) -> None:  # noqa: F811
+    database = Database(sqlite_url)
+    one_known(database)
+    with pytest.raises(PurgeError, match="no account has the login 'eve', nothing was removed"):
+        erase_people(database, [PERSON["login"], "eve"])
+    with pytest.raises(accounts.AccountError, match="only lead"):
+        erase_people(database, ["lead@x"])
+    with database.read() as session:
+        assert set(session.scalars(select(Reviewer.login))) == {PERSON["login"], "lead@x"}
+    database.close()

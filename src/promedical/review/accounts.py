@@ -44,6 +44,7 @@ __all__ = [
     "accept_invitation",
     "change_password",
     "create_account",
+    "erase_account",
     "invite",
     "log_in",
     "open_invitation",
@@ -350,6 +351,40 @@ def set_role(session: Session, reviewer_id: str, role: str, *, actor: str) -> No
     reviewer.role = role
     session.flush()
     audit_log.record(session, actor, f"account.role_{role}", f"account:{reviewer_id}")
+
+
+def erase_account(session: Session, login: str, *, actor: str) -> str | None:
+    """Remove who somebody is, and let them in no more; their answers stay under their id.
+
+    Args:
+        session: of `Database.write()`; the space is left to `purge.overwrite`.
+        login: as typed.
+        actor: who does it, for the audit log.
+
+    Returns:
+        The id, or None if nobody has this login.
+
+    Raises:
+        AccountError: the last lead would be gone.
+    """
+    reviewer = session.scalar(
+        select(Reviewer).where(Reviewer.login == _login(login)).with_for_update()
+    )
+    if reviewer is None:
+        return None
+    _keep_a_lead(session, reviewer)
+    end_sessions_of(session, reviewer.id)
+    session.execute(delete(Invitation).where(Invitation.reviewer_id == reviewer.id))
+    login_hash = _keyed(session, reviewer.login)
+    session.execute(delete(LoginAttempt).where(LoginAttempt.login_hash == login_hash))
+    reviewer.login = f"erased-{reviewer.id}"
+    reviewer.name = f"(erased {reviewer.id[:4]})"
+    reviewer.password_hash = "-"  # no password has this hash
+    reviewer.specialty = reviewer.country = reviewer.licensed_since = None
+    reviewer.active = False
+    session.flush()
+    audit_log.record(session, actor, "account.erase", f"account:{reviewer.id}")
+    return reviewer.id
 
 
 def _known(session: Session, reviewer_id: str) -> Reviewer:

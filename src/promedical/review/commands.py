@@ -42,7 +42,7 @@ Physicians correct rubrics and judge answers, in a web application that you run.
 people and data:
   invite         a link that makes an account, or with --for sets a new password
   verify-log     whether the audit log adds up
-  purge          remove instructions with all answers, by id or by age
+  purge          remove instructions with all answers, by id or by age; or who a person is
 
 without the server, or with another tool:
   pack, unpack   one HTML file a reviewer that works offline, and its answers back
@@ -61,6 +61,9 @@ EXTRA = {
     "argon2": "argon2-cffi",
     "multipart": "python-multipart",
 }
+
+
+NOT_REACHED = "not reached: backups, exported files, offline packs, PostgreSQL's write-ahead log"
 
 
 class ReviewCommandError(ValueError):
@@ -97,7 +100,7 @@ def _open(given: str | None, *, new: bool = False) -> Iterator[Database]:
     """The database, up to date; a file that does not exist is made only where that makes sense."""
     from promedical.review.database import Database
     from promedical.review.migrate import upgrade
-    from promedical.review.serve import database_setting
+    from promedical.review.serve import database_setting, make_room
 
     setting = database_setting(given)
     if not new and "://" not in setting and not Path(setting).expanduser().is_file():
@@ -105,6 +108,7 @@ def _open(given: str | None, *, new: bool = False) -> Iterator[Database]:
             f"{setting}: no such database; name it with --database, or make one with "
             "promedical review create-lead"
         )
+    make_room(setting)
     database = Database(setting)
     try:
         upgrade(database)
@@ -421,16 +425,20 @@ def _verify_log(argv: Sequence[str]) -> int:
 def _purge(argv: Sequence[str]) -> int:
     import datetime as dt
 
-    from promedical.review.purge import purge
+    from promedical.review.purge import erase_people, purge
 
     parser = _parser(
         "purge",
-        "(--instruction ID … | --older-than-days DAYS) [--yes] [--database DATABASE]",
-        "Remove instructions with all that was answered about them, and overwrite the space. The "
-        "audit log stays whole. Backups, exported files and offline packs are not reached.",
+        "(--instruction ID … | --older-than-days DAYS | --person LOGIN …) [--yes] "
+        "[--database DATABASE]",
+        "Remove instructions with all that was answered about them, and overwrite the space. Or "
+        "remove who a person is: name, login, password, specialty, country, licence; their answers "
+        "stay under a random id. The audit log stays whole. Backups, exported files and offline "
+        "packs are not reached.",
     )
     parser.add_argument("--instruction", nargs="+", metavar="ID", default=[])
     parser.add_argument("--older-than-days", type=float, metavar="DAYS", help="untouched so long")
+    parser.add_argument("--person", nargs="+", metavar="LOGIN", default=[])
     parser.add_argument("--yes", action="store_true", help="do not ask")
     given = parser.parse_args(list(argv))
     age = None if given.older_than_days is None else dt.timedelta(days=given.older_than_days)
@@ -440,13 +448,19 @@ def _purge(argv: Sequence[str]) -> int:
             if sys.stdin.readline().strip().lower() not in ("y", "yes"):
                 print("nothing was removed")
                 return 0
+        if given.person:
+            for reviewer_id in erase_people(database, given.person):
+                print(f"who {reviewer_id} is was removed; the answers stay under that id")
+        if given.person and not given.instruction and age is None:
+            print(NOT_REACHED)
+            return 0
         found = purge(database, instruction_ids=given.instruction, older_than=age)
     print(f"removed: {found.items} items, {found.answers} answers, {found.changes} changes")
     if found.already:
         print(f"removed before: {found.already}")
     if found.unknown:
         print(f"no item has: {', '.join(found.unknown)}")
-    print("not reached: backups, exported files, offline packs, PostgreSQL's write-ahead log")
+    print(NOT_REACHED)
     return 2 if found.unknown else 0
 
 

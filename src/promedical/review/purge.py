@@ -1,4 +1,4 @@
-"""Erasure: the content of items, everything answered about them, and every change, for good.
+"""Erasure for good: the content of items with everything answered about them, or who a person is.
 
 An item keeps its row (ids, when it was removed), so that counts stay true. Its salt goes too: the
 digests in the audit log can then be matched with no guess, and the log stays whole. Afterwards the
@@ -12,18 +12,30 @@ from __future__ import annotations
 import datetime as dt
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import delete, exists, func, or_, select, text
 from sqlalchemy.orm import Session
 
-from promedical.review import audit_log
+from promedical.review import accounts, audit_log
 from promedical.review.database import Database
-from promedical.review.tables import Assignment, Change, Item, ItemSecret, Round, now
+from promedical.review.tables import (
+    Assignment,
+    Base,
+    Change,
+    Invitation,
+    Item,
+    ItemSecret,
+    LoginAttempt,
+    LoginSession,
+    Reviewer,
+    Round,
+    now,
+)
 
-__all__ = ["PurgeError", "Purged", "purge"]
+__all__ = ["PurgeError", "Purged", "erase_people", "purge"]
 
 # How long to wait for pages that are being read before the write-ahead log is cut off.
 PATIENCE = 30.0
@@ -98,6 +110,33 @@ def purge(
     )
 
 
+def erase_people(database: Database, logins: Iterable[str], *, actor: str = "system") -> list[str]:
+    """Remove who people are; their answers stay under their random ids.
+
+    Args:
+        database: the application's.
+        logins: of the accounts.
+        actor: who does it, for the audit log.
+
+    Returns:
+        The ids.
+
+    Raises:
+        PurgeError: no account has such a login (then nothing was removed), or the space could not
+            be overwritten in time (all was removed).
+        AccountError: the last lead would be gone.
+    """
+    found = []
+    with database.write() as session:
+        for login in logins:
+            reviewer_id = accounts.erase_account(session, login, actor=actor)
+            if reviewer_id is None:
+                raise PurgeError(f"purge: no account has the login {login!r}, nothing was removed")
+            found.append(reviewer_id)
+    overwrite(database, (Reviewer, Invitation, LoginSession, LoginAttempt))
+    return found
+
+
 def _untouched_since(limit: dt.datetime) -> Any:
     """Items of rounds made before `limit`, with no assignment and no save after it."""
     assignments = select(Assignment.id).where(Assignment.item_id == Item.id)
@@ -130,8 +169,14 @@ def _remove(session: Session, item: Item) -> tuple[int, int]:
     return answers, changes
 
 
-def overwrite(database: Database) -> None:
+def overwrite(
+    database: Database, tables: Sequence[type[Base]] = (Item, ItemSecret, Assignment, Change)
+) -> None:
     """Rewrite the tables that had content, so that no removed text is left in the files.
+
+    Args:
+        database: the application's; on SQLite the whole file is rewritten.
+        tables: those on PostgreSQL.
 
     Raises:
         PurgeError: somebody has been reading for the whole time we were ready to wait.
@@ -140,7 +185,7 @@ def overwrite(database: Database) -> None:
         _overwrite_sqlite(database)
         return
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        for table in (Item, ItemSecret, Assignment, Change):
+        for table in tables:
             connection.execute(text(f"VACUUM (FULL) {table.__tablename__}"))
 
 

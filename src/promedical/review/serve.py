@@ -20,7 +20,15 @@ from urllib.parse import urlsplit
 
 from promedical.recipe import load_recipe, recipe_parser
 
-__all__ = ["DATABASE", "ServeError", "ServeRecipe", "database_setting", "main", "serve"]
+__all__ = [
+    "DATABASE",
+    "ServeError",
+    "ServeRecipe",
+    "database_setting",
+    "main",
+    "make_room",
+    "serve",
+]
 
 DATABASE = "PROMEDICAL_REVIEW_DATABASE"
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -91,6 +99,28 @@ def database_setting(given: str | None) -> str:
     return given or os.environ.get(DATABASE) or "promedical-review.sqlite3"
 
 
+def make_room(setting: str) -> None:
+    """Say that a new SQLite file is made where there is none, but make no folder for it.
+
+    Args:
+        setting: path of an SQLite file, or an address.
+
+    Raises:
+        ServeError: its folder does not exist, so that the path is likely mistyped.
+    """
+    if "://" in setting and not setting.startswith("sqlite:///"):
+        return
+    path = Path(setting.removeprefix("sqlite:///")).expanduser()
+    if path.exists():
+        return
+    if not path.parent.is_dir():
+        raise ServeError(
+            f"{setting}: there is no folder {path.parent}; make it, or name the database with "
+            f"--database or ${DATABASE}"
+        )
+    print(f"promedical: {setting}: there is none yet, a new database is made", file=sys.stderr)
+
+
 def main(argv: Sequence[str]) -> int:
     """`promedical review serve [flags]`; returns the exit code."""
     parser = recipe_parser(
@@ -111,17 +141,20 @@ def serve(recipe: ServeRecipe, *, demo: bool = False, ready: str | None = None) 
         ready: what to print once it answers; a line with the address if None.
 
     Raises:
-        ServeError: an address that cannot be listened on, or that would be readable on the way.
+        ServeError: an address that cannot be listened on, or that would be readable on the way; a
+            database in a folder that does not exist.
         DatabaseError: the database cannot be used.
     """
     import uvicorn
 
     from promedical.review.app import ReviewSettings, create_app
 
+    database = database_setting(recipe.database)
+    make_room(database)
     bound = _bind(recipe.host, recipe.port)
     with bound:
         settings = ReviewSettings(
-            database=database_setting(recipe.database),
+            database=database,
             public_url=public_url(recipe, bound.getsockname()[1]),
             idle_hours=recipe.idle_hours,
             session_hours=recipe.session_hours,

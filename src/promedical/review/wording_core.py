@@ -306,9 +306,10 @@ WORDING: dict[str, dict[str, str]] = {
     },
     "core.stored_reviewer_until": {
         "en": (
-            "The lead takes access away; the account stays, because answers refer to its random id"
+            "The lead takes access away; who the person is can be removed, and the answers then"
+            " refer to a random id alone"
         ),
-        "zh": "负责人可停用账户；账户会保留，因为作答引用其随机编号",
+        "zh": "负责人可停用账户；身份信息可被删除，此后作答仅引用随机编号",
     },
     "core.stored_item": {"en": "Items", "zh": "条目"},
     "core.stored_item_holds": {
@@ -372,13 +373,13 @@ WORDING: dict[str, dict[str, str]] = {
     "core.storage_erase_what": {
         "en": (
             "Whoever runs the server removes an instruction with all its answers and changes,"
-            " by id or by age. The text is overwritten in the database; the audit log stays "
-            "whole and keeps neither text nor a hash that could be matched with one. Backups "
-            "are yours to remove."
+            " by id or by age, or who a person is: name, login, password, specialty, country, "
+            "licence. It is overwritten in the database; the audit log stays whole and keeps "
+            "neither text nor a hash that could be matched with one. Backups are yours to remove."
         ),
         "zh": (
-            "服务器管理员可按编号或时间删除某个问题及其全部作答和更改记录。数据库中的文本会被覆盖"
-            "；审计日志保持完整，既不含文本，也不含可与文本比对的哈希。备份需自行删除。"
+            "服务器管理员可按编号或时间删除某个问题及其全部作答和更改记录，也可删除某人的身份信息"
+            "（姓名、登录名、密码、专科、国家、执业年份）。数据库中的内容会被覆盖；审计日志保持完整，既不含文本，也不含可与文本比对的哈希。备份需自行删除。"
         ),
     },
 }
