@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from promedical.review.exchange import ImportReport
+from promedical.review.exchange import ExchangeError, ImportReport
 
 __all__ = ["VERBS"]
 
@@ -30,8 +30,8 @@ what was changed in the application meanwhile is not overwritten.
 """
 
 
-def _report(report: ImportReport) -> int:
-    print(report)
+def _report(report: ImportReport, name: str) -> int:
+    print(f"{name}: {report}")
     for assignment, reason in report.refused:
         print(f"  refused: {assignment}: {reason}")
     return 2 if report.refused else 0
@@ -45,6 +45,7 @@ def _left_out(left_out: Mapping[str, int]) -> None:
 def _pack(argv: Sequence[str]) -> int:
     from promedical.review.commands import _open, _parser, _round
     from promedical.review.offline_pack import make_packs
+    from promedical.review.tables import Reviewer
 
     parser = _parser(
         "pack",
@@ -64,6 +65,8 @@ def _pack(argv: Sequence[str]) -> int:
     with _open(given.database) as database:
         with database.read() as session:
             round_id = _round(session, given.round).id
+            if given.reviewer is not None and session.get(Reviewer, given.reviewer) is None:
+                raise ExchangeError(f"reviewer: found {given.reviewer!r}, expected an account's id")
         packs, left_out = make_packs(
             database,
             round_id,
@@ -93,8 +96,7 @@ def _unpack(argv: Sequence[str]) -> int:
     code = 0
     with _open(given.database) as database:
         for name in given.files:
-            print(f"{name}: ", end="", flush=True)
-            code = max(code, _report(unpack(database, Path(name))))
+            code = max(code, _report(unpack(database, Path(name)), name))
     return code
 
 
@@ -127,7 +129,8 @@ def _tool(
         given = parser.parse_args(list(argv))
         wanted = given.out if given.direction == "export" else given.file
         if wanted is None:
-            parser.error("--out FOLDER" if given.direction == "export" else "FILE")
+            missing = "--out FOLDER" if given.direction == "export" else "FILE"
+            parser.error(f"{given.direction}: {missing} is missing")
         with _open(given.database) as database:
             with database.read() as session:
                 given.round = _round(session, given.round).id
@@ -163,7 +166,7 @@ def _import(database: Any, verb: str, round_id: str, path: Path, read: Callable[
     answers, skipped = read(path, tasks)
     report = bring_in(database, verb, answers)
     report.skipped += Counter(skipped)
-    return _report(report)
+    return _report(report, str(path))
 
 
 def _label_studio(argv: Sequence[str]) -> int:
