@@ -25,7 +25,9 @@ from promedical.cli import main
 from promedical.llm.calls import Call, Failure
 from promedical.provenance import check
 from promedical.records import GradedInstruction, Message, Response, write_dataset
+from promedical.reward_model.grade import RubricRewardModel
 from promedical.rubric import Verdict
+from test_backends import as_server, as_vllm, server
 from tiny_policy import save_tiny_policy
 from tiny_reward import random_rows, tiny_classifier
 
@@ -179,6 +181,30 @@ def test_a_checkpoint_at_three_granularities(data: Path) -> None:
         assert result["system"]["ask"] == ask
         assert ("veto_f1" in result["measures"]) == (ask == "sub_criteria")
         assert result["measures"]["overall"]["figure"]["n"] > 0
+
+
+@pytest.mark.parametrize(("kind", "answers"), [("http", as_server), ("vllm", as_vllm)])
+def test_a_reward_model_behind_a_server_has_the_checkpoints_figures(
+    data: Path, monkeypatch: pytest.MonkeyPatch, kind: str, answers: Any
+) -> None:
+    model = save_tiny_reward(data / "rm")
+    monkeypatch.setenv("PROMEDICAL_TOKEN", "secret")
+    with server(answers(RubricRewardModel.from_pretrained(model))) as (url, asked):
+        more = f",model={model}" if kind == "vllm" else ""
+        systems = (f"{kind}:{url}{more},name=there", f"checkpoint:{model},name=here")
+        there, here = run_bench(recipe(data, grader=systems, limit=2))
+    assert {call["token"] for call in asked} == {"Bearer secret"}
+    assert there["judgments"] == here["judgments"]
+    assert set(there["measures"]) == set(here["measures"])
+    for name, measure in here["measures"].items():
+        found = there["measures"][name]["figure"]
+        assert found["n"] == measure["figure"]["n"]
+        assert found["value"] == pytest.approx(measure["figure"]["value"], nan_ok=True), name
+
+
+def test_vllm_needs_the_checkpoint_beside_it(data: Path) -> None:
+    with pytest.raises(BenchError, match="expected vllm:URL,model=CHECKPOINT"):
+        run_bench(recipe(data, grader=("vllm:http://127.0.0.1:9",)))
 
 
 def test_a_scalar_checkpoint_is_asked_what_it_was_trained_on(data: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,6 +124,24 @@ def test_several_processes_give_the_same(monkeypatch):
     rows = rows_of([" ".join(rng.choices(WORDS, k=4)) for _ in range(300)])
     monkeypatch.setattr("promedical.corpus.dedup.CHUNK", 100)
     assert outcome(run(rows, workers=2)) == outcome(run(rows))
+
+
+def test_any_sentence_transformers_model_by_name(monkeypatch):
+    asked = []
+
+    class SentenceTransformer(Letters):
+        def __init__(self, name):
+            asked.append(name)
+
+    package = SimpleNamespace(SentenceTransformer=SentenceTransformer)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", package)
+    rows = rows_of(["gout in the left knee", "the left knee, gout in it", "asthma and fever"])
+    named = DedupSettings(encoder="some/model", threshold=0.7)
+    assert outcome(dedup(rows, named)) == outcome(run(rows))
+    assert asked == ["some/model"]
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(CorpusError, match="'some/model' needs sentence-transformers: pip install"):
+        dedup(rows, named)
 
 
 def test_settings_and_ids_are_checked():

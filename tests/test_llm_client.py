@@ -464,6 +464,14 @@ def test_failures_are_accounted_for_and_asked_again(tmp_path: Path) -> None:
     assert stats.tokens_out == 2 * 2 * 2  # estimated: 7 characters
 
 
+def test_progress_says_rate_cost_errors_and_time_left() -> None:
+    tally = Tally("judge", 5350, cached=100, answered=4995, failed=5, usd=1.5)
+    tally.started = time.monotonic() - 1000  # so long that a pause of this machine is nothing
+    assert tally.line() == "5.0/s, 1.50 USD, 5 failed, 100 cached, about 50 s left"
+    tally.retries, tally.answered = 3, 29_995
+    assert tally.line() == "30.0/s, 1.50 USD, 5 failed, 3 retries, 0 repairs, 100 cached"
+
+
 def test_progress_is_told() -> None:
     seen: list[tuple[int, int]] = []
 
