@@ -59,7 +59,7 @@ def random_step(draft: drafts.Draft, lot: random.Random, n: int) -> tuple[str, l
 
 def test_both_languages_agree(chromium: Any) -> None:
     page = chromium.new_page()
-    for name in ("autosave.js", "draft.js"):
+    for name in ("stores.js", "draft.js"):
         page.add_script_tag(path=STATIC / name)
     sessions, expected, seen = [], [], set()
     for seed in range(50):

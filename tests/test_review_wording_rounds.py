@@ -8,7 +8,7 @@ from promedical.review.pages import HERE, STATIC
 from promedical.review.wording_rounds import WORDING
 from promedical.rubric import VetoKind
 
-SCRIPTS = ("rubric.js", "rubric_keys.js", "rubric_changes.js")
+SCRIPTS = ("rubric.js", "rubric_view.js", "rubric_keys.js", "rubric_changes.js")
 
 
 def test_every_text_that_a_script_says_is_handed_over() -> None:

@@ -56,8 +56,8 @@ STYLES = {
     "rubrics": ("app.css", "autosave.css", "rubric.css", "offline.css"),
     "adjudication": ("app.css", "autosave.css", "adjudicate.css", "offline.css"),
 }
-SAVING = ("autosave.js", "versions.js")
-EDITOR = ("draft.js", "rubric_changes.js", "rubric_keys.js", "rubric.js")
+SAVING = ("stores.js", "autosave.js", "versions.js")
+EDITOR = ("draft.js", "rubric_changes.js", "rubric_keys.js", "rubric_view.js", "rubric.js")
 SCRIPTS = {
     "rubrics": (*SAVING, *EDITOR, "offline.js"),
     "adjudication": (*SAVING, "adjudicate.js", "offline.js"),

@@ -27,7 +27,7 @@
 
   class Adjudication {
     /* root: the item's <article class="adjudication">.
-     * store: of autosave.js.
+     * store: of stores.js.
      * version, answer: where the store is; those in the page's data unless given.
      * next: called after the item was finished; goes to data-next unless given. */
     constructor(root, store, { version, answer, next } = {}) {

@@ -1,5 +1,5 @@
 /* On the start page: sends what pages of items left unsent in this browser, and names those items
- * whose two versions only the person can choose between. Needs `autosave.js`.
+ * whose two versions only the person can choose between. Needs `stores.js` and `autosave.js`.
  */
 "use strict";
 

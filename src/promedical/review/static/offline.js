@@ -2,7 +2,7 @@
  *
  * The items are in #offline-pack. #item-N of the address says which one is shown; going to another
  * one loads the page anew, so that each item starts clean. An adjudication's criteria are decoded
- * only after the overall preference was saved. Saving is OfflineStore of autosave.js, the items are
+ * only after the overall preference was saved. Saving is OfflineStore of stores.js, the items are
  * RubricEditor and Adjudication, as in the application. Runs from file://, without any connection.
  */
 "use strict";

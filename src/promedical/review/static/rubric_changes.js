@@ -1,5 +1,5 @@
 /* How the changes of a rubric read: a sentence word by word, an edited rubric line by line, a field and
- * its value by their names. Texts of others are set as text. Needs `autosave.js` and `draft.js`.
+ * its value by their names. Texts of others are set as text. Needs `stores.js` and `draft.js`.
  */
 "use strict";
 

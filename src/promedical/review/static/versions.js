@@ -2,7 +2,7 @@
  *
  * Autosave calls `Review.chooseVersions` when the store has another version than the one that a page
  * began from. Nothing is overwritten unseen: what only one side changed is chosen beforehand, what
- * both changed has to be chosen. Values are set as text. Needs `autosave.js`.
+ * both changed has to be chosen. Values are set as text. Needs `stores.js`.
  */
 "use strict";
 
