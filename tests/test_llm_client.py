@@ -36,6 +36,7 @@ from misbehaving_server import (
     Says,
     Status,
 )
+from promedical.llm import client
 from promedical.llm.call_progress import Tally
 from promedical.llm.calls import Call, Check, Endpoint, Failure, LlmError, Reply
 from promedical.llm.client import EndpointAsker
@@ -234,6 +235,20 @@ def test_retry_after_is_respected_by_all_calls(form: str) -> None:
     waited = server.requests[1].at - server.requests[0].at
     assert waited >= 0.99 if form == "seconds" else waited > 0.2
     assert len(server.requests) == 3
+
+
+def test_waiting_doubles_up_to_a_bound_with_full_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        drawn.append((low, high))
+        return 0.0
+
+    monkeypatch.setattr(client.random, "uniform", uniform)
+    monkeypatch.setattr(client, "LONGEST_BACKOFF", 3.0)
+    with MisbehavingServer(lambda _: Status(500)) as server:
+        asker(backoff_seconds=0.5).ask([call(endpoint(server, attempts=6))])
+    assert drawn == [(0, 0.5), (0, 1.0), (0, 2.0), (0, 3.0), (0, 3.0)]
 
 
 def test_retry_after_forms() -> None:

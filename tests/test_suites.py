@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import os
 import random
 from collections import defaultdict
 from pathlib import Path
@@ -118,6 +120,26 @@ def test_healthbench_scores_as_published(verdicts: list[list[bool]]) -> None:
     stats = healthbench.details(bench, graded, {}, bootstrap)["published_stats"]
     assert {tag: s["mean"] for tag, s in stats.items()} == pytest.approx(twin)
     assert stats["overall_score"]["n_samples"] == len(verdicts)
+
+
+# A file or its folder, as benchmarks/healthbench.py takes it.
+GRADED = Path(os.environ.get("GRADED_DATA", "nowhere"))
+GRADED = GRADED / "healthbench_graded.jsonl.gz" if GRADED.is_dir() else GRADED
+
+
+@pytest.mark.skipif(not GRADED.is_file(), reason="GRADED_DATA names no file of graded answers")
+def test_healthbench_scores_are_those_that_came_with_graded_answers() -> None:
+    """Answers whose scores others computed and published with the verdicts."""
+    scored = 0
+    with gzip.open(GRADED, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            row = json.loads(line)
+            if row.get("score") is None:
+                continue
+            points, met = zip(*((c["points"], c["met"]) for c in row["criteria"]), strict=True)
+            assert healthbench.signed_score(points, met) == pytest.approx(row["score"]), number
+            scored += 1
+    assert scored > 5_000
 
 
 def test_healthbench_of_hand_made_verdicts() -> None:
