@@ -2,7 +2,7 @@
 
 `Database.read()` and `Database.write()` give a session for one transaction; a write is committed
 when its block ends, before anything is told to a browser. SQLite runs with WAL, full sync, foreign
-keys and secure delete; writes take turns inside the process and wait for other processes. Errors
+keys and secure delete. Writes take turns inside the process and wait for other processes. Errors
 of the database name no values, which may be somebody's text. Left to others: the tables (`tables`),
 bringing them up to date (`migrate`).
 """
@@ -50,8 +50,9 @@ class Database:
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self.path = Path(self.url.database or "") if self.sqlite else None
         self.engine = _sqlite(self.url) if self.sqlite else _postgresql(self.url)
-        # One writer at a time is SQLite's rule. Waiting here is fair and immediate; SQLite's own
-        # waiting sleeps in growing steps, and is left for other processes.
+        # One writer at a time is SQLite's rule, and the audit log's. Waiting here is immediate;
+        # SQLite's own waiting sleeps in growing steps, and on PostgreSQL threads that wait for each
+        # other's locks halve the rate of saves. Both are left for other processes.
         self._turn = threading.Lock()
 
     def __str__(self) -> str:
@@ -72,12 +73,8 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session whose changes are all committed when the block ends, or none."""
-        if not self.sqlite:
-            with Session(self.engine, expire_on_commit=False) as session, session.begin():
-                yield session
-            return
         with self._turn, self.engine.connect() as plain:
-            connection = plain.execution_options(**{IMMEDIATE: True})
+            connection = plain.execution_options(**{IMMEDIATE: True}) if self.sqlite else plain
             with Session(connection, expire_on_commit=False) as session, session.begin():
                 yield session
 
