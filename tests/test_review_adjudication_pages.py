@@ -508,6 +508,35 @@ def test_the_lead_follows_and_closes_a_round(running) -> None:
     assert client.post(f"{rounds}/state", data={"state": "gone"}).status_code == 404
 
 
+def test_the_page_of_a_large_round_does_not_wait_for_its_figures(running, monkeypatch) -> None:
+    database = running.database
+    lead = add_reviewer(database, "lead", "lead")
+    people = [add_reviewer(database, name).id for name in ("one", "other")]
+    made = new_round(database, [graded(0), graded(1)], people)
+    client = client_of(running, lead)
+    rounds = f"/adjudication-rounds/{made.round_id}"
+    read_all(database, people[0], all_met)
+    monkeypatch.setattr("promedical.review.pages_adjudication.AT_ONCE", 1)
+    page = client.get(rounds).text
+    assert "being calculated" in page
+    assert 'hx-trigger="load, every 15s"' in page
+    assert page.count("1 of 2</td>") == 2  # the items' own lines are there
+    live = client.get(f"{rounds}/live").text
+    assert "Calculated at" in live
+    assert 'hx-trigger="every 15s"' in live
+    page = client.get(rounds).text
+    assert "Calculated at" in page
+    assert "load, " not in page
+    # What was finished since: older figures meanwhile, but the lines as they are.
+    read_all(database, people[1], all_met)
+    page = client.get(rounds).text
+    assert "Calculated at" in page
+    assert 'hx-trigger="load, every 15s"' in page
+    assert page.count("2 of 2</td>") == 2
+    assert client.post(f"{rounds}/state", data={"state": "closed"}).is_redirect
+    assert 'hx-trigger="load"' in client.get(rounds).text
+
+
 def _third(database: Any) -> str:
     from sqlalchemy import select
 

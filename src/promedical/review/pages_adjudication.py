@@ -2,7 +2,8 @@
 
 A reviewer's page is made of `adjudication_view.view_of` alone. Only the lead's pages read who wrote
 a response, what a judge said, and who voted how. Live figures are calculated when something was
-finished since, and kept. Left to others: saving (`saves`), the lists of work (`pages_home`).
+finished since, and kept; the page of a large round asks for them once it is shown. Left to others:
+saving (`saves`), the lists of work (`pages_home`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 import time
 import zipfile
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +31,7 @@ from promedical.review.adjudication import (
     AdjudicationError,
     AdjudicationPlan,
     MadeRound,
+    Reading,
     ReadItem,
     dangers,
     make_round,
@@ -61,6 +64,8 @@ Json = dict[str, Any]
 LIVE_RESAMPLES = 500
 # Calculating takes at most about this share of one core while a round is busy.
 SHARE = 0.1
+# So many finished readings are calculated while the page waits; for more, the page asks afterwards.
+AT_ONCE = 100
 
 
 def router() -> APIRouter:
@@ -225,9 +230,10 @@ def _notices(request: Request) -> dict[str, MadeRound]:
 
 @dataclass
 class _Live:
-    """The latest figures of the rounds, and what they were made of."""
+    """The latest figures of the rounds and lines of their items, and what they were made of."""
 
     kept: dict[str, tuple[Any, float, float, Json]] = field(default_factory=dict)
+    lines: dict[str, dict[str, tuple[tuple[Reading, ...], Json]]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -260,6 +266,18 @@ def _live(request: Request, round_id: str) -> Json:
         return figures
 
 
+def _live_at_once(request: Request, round_id: str) -> tuple[Json | None, bool]:
+    """The figures for a page that does not wait for a large round, and whether they are late."""
+    kept = _kept_figures(request).kept.get(round_id)
+    with database_of(request).read() as session:
+        mark = _mark(session, round_id)
+    if kept is not None and kept[0] == mark:
+        return kept[3], False
+    if sum(count for state, count, _ in mark if state == "done") <= AT_ONCE:
+        return _live(request, round_id), False
+    return (None if kept is None else kept[3]), True
+
+
 def _mark(session: Session, round_id: str) -> Any:
     """What changes when a reading is handed out, finished, or an item removed."""
     found = session.execute(
@@ -290,13 +308,15 @@ def round_page(request: Request, round_id: str, person: Lead) -> Response:
         items = read_items(session, round_id)
         names = _names(session)
         left = left_behind(session, round_id)
+    live, late = _live_at_once(request, round_id)
     return render(
         request,
         "adjudication_round.html",
         person,
         round=round_,
-        live=_live(request, round_id),
-        items=[_line(item) for item in items],
+        live=live,
+        late=late,
+        items=_lines(request, round_id, items),
         dangers=dangers(items, round_.settings.get("dangers") or {}),
         names=names,
         left=left,
@@ -304,6 +324,19 @@ def round_page(request: Request, round_id: str, person: Lead) -> Response:
         made=_notices(request).pop(round_id, None),
         too_fast=TOO_FAST,
     )
+
+
+def _lines(request: Request, round_id: str, items: Sequence[ReadItem]) -> list[Json]:
+    """A line an item; what the votes come to is found again only where a reading changed."""
+    live = _kept_figures(request)
+    before = live.lines.get(round_id, {})
+    lines = {}
+    for item in items:
+        kept = before.get(item.id)
+        fresh = kept is not None and kept[0] == item.readings
+        lines[item.id] = kept if kept is not None and fresh else (item.readings, _line(item))
+    live.lines[round_id] = lines
+    return [line for _, line in lines.values()]
 
 
 def _line(item: ReadItem) -> Json:
@@ -330,6 +363,7 @@ def live_part(request: Request, round_id: str, person: Lead) -> Response:
         person,
         round=round_,
         live=_live(request, round_id),
+        late=False,
         names=names,
         too_fast=TOO_FAST,
     )

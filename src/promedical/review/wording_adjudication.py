@@ -252,6 +252,7 @@ _LEAD = {
         "Settled items only; reviewers appear under pseudonyms.",
         "仅含已定条目；评审以代号出现。",
     ),
+    "calculating": ("The figures are being calculated …", "正在计算……"),
     "updated": ("Calculated at {time}", "计算于 {time}"),
     "none_yet": ("Nothing is judged by two yet.", "尚无两人均已评判的内容。"),
     "reason_without_a_rubric": ("without a rubric", "没有评分标准"),
