@@ -1,6 +1,6 @@
 """Calls to language models: does the client keep a slow endpoint busy, and how fast is a replay.
 
-    python benchmarks/llm_calls.py             # the full run, about 2 minutes on 2 idle cores
+    python benchmarks/llm_calls.py             # the full run, about 4 minutes on 2 idle cores
     python benchmarks/llm_calls.py --small --out result.json       # a try, a few seconds
 
 (a) Rate: `EndpointAsker` with a new ledger on disk and 64 slots asks an endpoint of 200 ms latency
@@ -57,9 +57,12 @@ QUESTION = "What should a patient with a new prescription know about the dose an
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done."""
+    """How much is done.
 
-    calls: int = 4000
+    Calls are a multiple of slots: the empty slots of a last wave are nobody's overhead.
+    """
+
+    calls: int = 12_800
     repetitions: int = 3
     slots: int = 64
     latency: float = 0.2
