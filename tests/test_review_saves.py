@@ -131,6 +131,7 @@ def test_a_retry_changes_nothing(desk: Desk) -> None:
     assert (again.version, again.repeated) == (1, True)
     desk.save(1, "save-two", {"a": 2})
     assert desk.save(0, "save-one", {"a": 1}).version == 1  # also when others came in between
+    assert desk.save(2, "save-one", {"a": 1}).version == 1  # and on the version that is there now
     assignment, changes, events = desk.state()
     assert (assignment.answer, len(changes), events) == ({"a": 2}, 2, before[2] + 1)
 
@@ -139,6 +140,7 @@ def test_one_id_for_two_different_saves_is_refused(desk: Desk) -> None:
     desk.save(0, "save-one", {"a": 1})
     with pytest.raises(InvalidAnswer, match="was used"):
         desk.save(1, "save-one", {"a": 2})
+    assert desk.state()[0].answer == {"a": 1}
 
 
 def test_a_stale_base_is_a_conflict_with_both_versions_known(desk: Desk) -> None:

@@ -363,8 +363,7 @@ def _returned(session: Session, head: Mapping[str, Any], entry: dict[str, Any]) 
     if last is not None and last.id.startswith(mark):
         if last.id[len(mark) :][:6] > f"{entry['version']:06d}":
             return "older than what the same pack had brought already"
-        # The same file again is made from the version before its own, and is told as repeated.
-        base = last.version - (last.id == save_id)
+        base = last.version
     seconds = entry.get("seconds")
     seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
     return Returned(

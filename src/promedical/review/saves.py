@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from promedical.review import audit_log
@@ -40,6 +40,16 @@ __all__ = [
 SAVE_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 # Nobody works an hour between two saves; a clock that jumped does.
 LONGEST = 3600.0
+_CHANGE = Change.metadata.tables["change"]
+
+
+def _adding(dialect: Any) -> Any:
+    """Adds a change, or nothing if its id is there: asking first would take a round trip."""
+    add = dialect.insert(_CHANGE).on_conflict_do_nothing(index_elements=["id"])
+    return add.returning(_CHANGE.c.id)
+
+
+_ADD = {"postgresql": _adding(postgresql), "sqlite": _adding(sqlite)}
 
 
 class SaveError(ValueError):
@@ -138,12 +148,10 @@ def save(
     refusal = _refusal(assignment, item, round_state, base)
     if refusal is not None:
         # A save that was made is refused too when it comes again: its version is old by now.
-        earlier = session.get(Change, save_id)
-        if earlier is None:
+        repeated = _repeated(session, assignment, save_id, digest)
+        if repeated is None:
             raise refusal
-        if earlier.assignment_id != assignment_id or earlier.digest != digest:
-            raise _used_twice(save_id)
-        return Saved(earlier.version, assignment.state, repeated=True)
+        return repeated
     problems = _kind(kind).check_answer(
         item.content,
         answer,
@@ -171,8 +179,14 @@ def _refusal(
     return None
 
 
-def _used_twice(save_id: str) -> InvalidAnswer:
-    return InvalidAnswer([f"save: the id {save_id!r} was used for another save"])
+def _repeated(session: Session, assignment: Assignment, save_id: str, digest: str) -> Saved | None:
+    """What was acknowledged when this save came before, or None if it never did."""
+    earlier = session.get(Change, save_id)
+    if earlier is None:
+        return None
+    if earlier.assignment_id != assignment.id or earlier.digest != digest:
+        raise InvalidAnswer([f"save: the id {save_id!r} was used for another save"])
+    return Saved(earlier.version, assignment.state, repeated=True)
 
 
 def _write(
@@ -189,6 +203,21 @@ def _write(
     entries = changes_between(assignment.answer, answer)
     if state == "done":
         entries.append({"what": "finished", "path": "", "from": None, "to": None})
+    change = {
+        "id": save_id,
+        "assignment_id": assignment.id,
+        "reviewer_id": assignment.reviewer_id,
+        "version": assignment.version + 1,
+        "at": at,
+        "entries": entries,
+        "digest": digest,
+        "seconds": seconds,
+    }
+    connection = session.connection()
+    if connection.execute(_ADD[connection.dialect.name], change).first() is None:
+        repeated = _repeated(session, assignment, save_id, digest)
+        assert repeated is not None
+        return repeated
     assignment.answer = answer
     assignment.version += 1
     assignment.seconds += seconds
@@ -196,20 +225,6 @@ def _write(
     assignment.state = state or "started"
     assignment.finished = at if state == "done" else None
     session.flush()
-    change = {
-        "id": save_id,
-        "assignment_id": assignment.id,
-        "reviewer_id": assignment.reviewer_id,
-        "version": assignment.version,
-        "at": at,
-        "entries": entries,
-        "digest": digest,
-        "seconds": seconds,
-    }
-    try:
-        session.connection().execute(Change.metadata.tables["change"].insert(), change)
-    except IntegrityError:  # the version is new while the assignment is locked, so it is the id
-        raise _used_twice(save_id) from None
     if state == "done":
         _kind(kind).on_finished(session, assignment)
     action = "assignment.finish" if state == "done" else "assignment.save"
