@@ -1,4 +1,6 @@
-"""The client against a real OpenAI-compatible server: `transformers serve` with a tiny model."""
+"""The client against a real OpenAI-compatible server: `transformers serve` with the embedded model.
+
+Where that was never downloaded, with a tiny one of random weights."""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from promedical.demo.models import cached_model
 from promedical.llm.calls import Call, Endpoint, Failure, Reply
 from promedical.llm.client import EndpointAsker
 from promedical.records import Message
@@ -24,7 +27,7 @@ SCHEMA = {"type": "object", "properties": {"score": {"type": "integer"}}, "requi
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_policy(tmp_path_factory.mktemp("served"), positions=2048)
+    return cached_model() or save_tiny_policy(tmp_path_factory.mktemp("served"), positions=2048)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def test_it_answers_and_is_asked_once(url: str, model: Path, tmp_path: Path) -> 
     assert texts == [r.text for r in first.values() if isinstance(r, Reply)]
 
 
-def test_random_weights_write_no_json(url: str, model: Path) -> None:
+def test_a_reply_that_is_no_json_is_a_failure(url: str, model: Path) -> None:
     endpoint = Endpoint(
         str(model), url, max_tokens=12, json_mode="none", attempts=1, timeout_seconds=120
     )
