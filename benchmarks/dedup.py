@@ -278,7 +278,8 @@ def resident_gb() -> float:
     mine = psutil.Process()
     for process in (mine, *mine.children(recursive=True)):
         with contextlib.suppress(psutil.Error):  # it may end while it is looked at
-            total += process.memory_full_info().pss
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", memory.uss)  # Linux alone has PSS
     return total / 1e9
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -105,6 +108,21 @@ def test_a_changed_or_cut_audit_log_is_noticed(tmp_path: Path) -> None:
     with database.read() as session, pytest.raises(audit_log.AuditLogError, match="2 is missing"):
         audit_log.verify(session)
     database.close()
+
+
+def test_a_seal_is_of_the_whole_entry_as_sorted_json() -> None:
+    entry = {
+        "seq": 7,
+        "at": dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC),
+        "actor_id": "r1",
+        "action": "a.b",
+        "subject": 'item:"é\\1',
+        "digest": "d" * 64,
+        "previous_hash": "p" * 64,
+    }
+    plain = {**entry, "at": "2026-01-02T03:04:05.000000+00:00"}
+    sealed = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    assert audit_log._hash(entry) == hashlib.sha256(sealed.encode()).hexdigest()
 
 
 def test_many_writers_at_once_make_one_chain(database_url: str) -> None:  # noqa: F811
