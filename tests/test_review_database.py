@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from promedical.review import audit_log
 from promedical.review import database as review_database
 from promedical.review.database import Database, DatabaseError
 from promedical.review.migrate import alembic_config, upgrade
-from promedical.review.tables import AuditEvent, Base, Setting
+from promedical.review.tables import AuditEvent, Base, Setting, new_id
 from review_server import database_url, postgresql_cluster  # noqa: F401
 
 
@@ -216,3 +217,10 @@ def test_a_database_that_does_not_answer_is_one_line_without_the_password() -> N
         upgrade(database)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_id_can_stand_on_a_command_line() -> None:
+    # "--reviewer -HYDtGZzddwLNE5f" is read as two options.
+    ids = {new_id() for _ in range(500)}
+    assert len(ids) == 500
+    assert all(re.fullmatch(r"[0-9a-f]{24}", one) for one in ids)

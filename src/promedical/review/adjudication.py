@@ -219,7 +219,7 @@ def _item(
 ) -> tuple[Item, ItemSecret]:
     data = to_dict(row)
     # Keys are random and sorted, so neither they nor their order says who wrote what.
-    keys = sorted(secrets.token_urlsafe(9) for _ in row.responses)
+    keys = sorted(secrets.token_hex(9) for _ in row.responses)
     mixed = secrets.SystemRandom().sample(data["responses"], len(keys))
     of = dict(zip(keys, mixed, strict=True))
     item = Item(

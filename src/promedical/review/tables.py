@@ -58,8 +58,12 @@ STATES = ("open", "started", "done")
 
 
 def new_id() -> str:
-    """A random id that tells nothing: 16 characters, urlsafe."""
-    return secrets.token_urlsafe(12)
+    """A random id that tells nothing: 24 hexadecimal digits.
+
+    Not `token_urlsafe`: one id in 64 would begin with "-", and a command line takes that for an
+    option (`--reviewer -HYDt…`), as a spreadsheet takes it for a formula.
+    """
+    return secrets.token_hex(12)
 
 
 def now() -> dt.datetime:
