@@ -45,7 +45,7 @@ from promedical.corpus.sources.healthbench_graded import (
     split,
     without_omissions,
 )
-from promedical.provenance import portable, provenance, recipe_hash
+from promedical.provenance import code_state, portable, provenance, recipe_hash
 from promedical.records import GradedInstruction, RecordError, fingerprint
 from promedical.reward_model.grade import RubricRewardModel
 from promedical.reward_model.instances import (
@@ -288,14 +288,13 @@ def measured_rates(model: TreeRewardModel, instances: Instances, max_tokens: int
 
 
 def estimate(
-    names: Sequence[str],
-    seeds: Sequence[int],
+    runs: Sequence[tuple[str, int]],
     data: Subset,
     options: argparse.Namespace,
     renderer: Renderer,
     model: TreeRewardModel,
 ) -> dict[str, Any]:
-    """Unique tokens and minutes of every system, before anything is run.
+    """Unique tokens and minutes of every run (system, seed), before anything is run.
 
     Trunk tokens are counted once for all systems, since their frozen layers are the same.
     """
@@ -313,6 +312,7 @@ def estimate(
     of_asks = {asks: scored_tokens(asks) for asks in get_args(Asks)}
     tokens: dict[str, int] = {}
     first: Instances | None = None
+    names = list(dict.fromkeys(name for name, _ in runs))
     for name in names:
         system = SYSTEMS[name]
         instances = instances_of(system, data.train, renderer)
@@ -338,7 +338,7 @@ def estimate(
         "tokens_a_second": {k: round(v) for k, v in asdict(rates).items() if np.isfinite(v)},
         "minutes_a_seed": minutes,
         "minutes_frozen_layers_once": round(frozen, 1),
-        "minutes_in_all": round(frozen + len(seeds) * sum(minutes.values()), 1),
+        "minutes_in_all": round(frozen + sum(minutes[name] for name, _ in runs), 1),
     }
 
 
@@ -402,6 +402,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--encoder", choices=("embedded", "none"), default="embedded", help="of one null grader")
     add("--systems", default="explicit,scalar", help=f"some of {','.join(SYSTEMS)}, or all")
     add("--seeds", default="0", help="of training, with commas")
+    add("--once", default="", help="those of --systems that are trained with the first seed only")
     add("--split-seed", type=int, default=0)
     add("--instructions", type=int, default=160, help="to train on; 0 for all that fit")
     add("--calibration-instructions", type=int, default=40, help="0 for all that fit")
@@ -467,7 +468,12 @@ def _run(options: argparse.Namespace, started: float) -> int:
     unknown = [name for name in names if name not in SYSTEMS]
     if unknown:
         raise ExperimentError(f"--systems: found {unknown}, expected some of {list(SYSTEMS)}")
+    once = options.once.split(",") if options.once else []
+    strange = [name for name in once if name not in names]
+    if strange:
+        raise ExperimentError(f"--once: found {strange}, expected some of --systems")
     seeds = [int(seed) for seed in options.seeds.split(",")]
+    runs = [(n, seed) for seed in seeds for n in names if seed == seeds[0] or n not in once]
     if options.threads:
         torch.set_num_threads(options.threads)
     path = data_file(options.data)
@@ -483,12 +489,13 @@ def _run(options: argparse.Namespace, started: float) -> int:
 
     parts = split(read.rows, options.split_seed, calibration=CALIBRATION, test=TEST)
     data = subset(parts, count, options)
-    plan = estimate(names, seeds, data, options, Renderer(tokenizer), base)
+    plan = estimate(runs, data, options, Renderer(tokenizer), base)
     print(json.dumps({"subset": data.counts, "estimate": plan}, indent=1), flush=True)
     if options.dry_run:
         return 0
 
-    skip = ("data", "work", "out", "dry_run", "systems", "seeds", "resamples", "threads", "encoder")
+    what_runs = {"systems", "seeds", "once", "dry_run", "resamples", "encoder"}
+    skip = what_runs | {"data", "work", "out", "threads"}
     settings = {k: v for k, v in vars(options).items() if k not in skip}
     settings["model"] = portable(options.model) if Path(options.model).exists() else options.model
     settings["data_fingerprint"] = fingerprint([*data.train, *data.held])
@@ -496,13 +503,12 @@ def _run(options: argparse.Namespace, started: float) -> int:
     # On a GPU the frozen layers are cheaper than moving what is kept of them.
     kept = options.frozen_layers and not torch.cuda.is_available()
     cache = TrunkCache(base) if kept else None
-    for seed in seeds:
-        for name in names:
-            out = options.work / f"{name}-{seed}.json"
-            if not out.exists():
-                print(f"{name}, seed {seed}", flush=True)
-                done = run_system(SYSTEMS[name], seed, data, options, model_path, cache, out)
-                _write(out, done)
+    for name, seed in runs:
+        out = options.work / f"{name}-{seed}.json"
+        if not out.exists():
+            print(f"{name}, seed {seed}", flush=True)
+            done = run_system(SYSTEMS[name], seed, data, options, model_path, cache, out)
+            _write(out, done | {"code": code_state()})
     stored: dict[str, dict[int, Any]] = {}
     for name in SYSTEMS:
         for found in sorted(options.work.glob(f"{name}-*.json")):

@@ -136,7 +136,8 @@ def test_dry_run_says_beforehand_what_is_read_and_runs_nothing(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    more = ("--dry-run", "--systems", "all")
+    others = ",".join(name for name in healthbench.SYSTEMS if name != "explicit")
+    more = ("--dry-run", "--systems", "all", "--seeds", "0,1,2", "--once", others)
     elsewhere = ("--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"))
     assert healthbench.main(arguments(folder, *more, *elsewhere)) == 0
     said = json.loads(capsys.readouterr().out)["estimate"]
@@ -146,7 +147,9 @@ def test_dry_run_says_beforehand_what_is_read_and_runs_nothing(
         assert tokens == (0 if trained is None else trained["counts"]["unique_tokens"])
         asks = healthbench.SYSTEMS[name].asks
         assert said["scored_tokens"][asks] == ran[name]["scored_tokens"]
-    assert said["minutes_in_all"] >= 0
+    minutes = said["minutes_a_seed"]
+    whole = said["minutes_frozen_layers_once"] + sum(minutes.values()) + 2 * minutes["explicit"]
+    assert said["minutes_in_all"] == pytest.approx(whole, abs=0.6)  # each is rounded to 0.1
     assert list(tmp_path.iterdir()) == []
 
 
