@@ -39,8 +39,9 @@ quickstart: $(STAMP)
 
 test: tests lint types figures-check
 
+# worksteal gives each worker neighbouring tests, so that what a file sets up is mostly set up once.
 tests: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

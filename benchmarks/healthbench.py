@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -81,6 +82,7 @@ class System:
         mu: weight of the pointwise term; 0 is the paper's pairwise loss.
         trained: False for the language model as it comes.
         rows: training criteria left out, in the rubric and in the overall preference alike.
+        share: of the training instructions, the first ones: points of the learning curve.
     """
 
     says: str
@@ -89,6 +91,7 @@ class System:
     mu: float = 1.0
     trained: bool = True
     rows: Literal["all", "no_veto", "no_omissions"] = "all"
+    share: float = 1.0
 
 
 SYSTEMS = {
@@ -100,11 +103,14 @@ SYSTEMS = {
     "no_omissions": System("explicit criteria, no omissions in training", rows="no_omissions"),
     "random_head": System("explicit criteria, head from noise", head="random"),
     "pairwise": System("explicit criteria, pairwise only", mu=0.0),
+    "quarter": System("explicit criteria, a quarter of the instructions", share=0.25),
+    "half": System("explicit criteria, half of the instructions", share=0.5),
 }
 
 
 def training_rows(system: System, rows: Sequence[GradedInstruction]) -> list[GradedInstruction]:
-    """The rows with only the criteria that the system is trained on."""
+    """The system's share of the rows, with only the criteria that it is trained on."""
+    rows = rows[: math.ceil(system.share * len(rows))]
     if system.rows == "no_omissions":
         return without_omissions(rows)[0]
     if system.rows == "no_veto":

@@ -82,6 +82,7 @@ def test_systems_differ_in_what_they_say_they_differ_in(result: dict[str, Any]) 
     assert made["explicit"]["points_veto"] > 0
     assert "points_veto" not in made["no_safety"]
     assert made["no_omissions"]["points_proficiency"] < made["explicit"]["points_proficiency"]
+    assert made["quarter"]["trees"] < made["half"]["trees"] < made["explicit"]["trees"]
     assert "points_proficiency" not in made["scalar"]
     assert made["scalar_rubric"]["unique_tokens"] > made["scalar"]["unique_tokens"]
     assert made["pairwise"]["unique_tokens"] <= made["explicit"]["unique_tokens"]
