@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from promedical.figures import RENDERERS
 from promedical.provenance import check
 from promedical.reward_model.tree import paths
 from tiny_reward import criteria, load_renderer, row, tiny_classifier
@@ -32,6 +33,8 @@ def test_small_run(benchmark, tmp_path):
     best = result["contestants"][result["best_padded"]]
     ratio = result["times_faster"]["than padded"]
     assert ratio == pytest.approx(best["median_s"] / tree["median_s"])
+    text = RENDERERS["grading"].render(result)
+    assert all(f"{part['tokens_read']:,} |" in text for part in result["contestants"].values())
 
 
 def test_a_reused_cache_gives_the_scores_of_separate_sequences(benchmark):

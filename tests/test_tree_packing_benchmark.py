@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from promedical import provenance
+from promedical import figures, provenance
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -40,11 +40,21 @@ def test_the_grid_measures_every_cell_or_says_why_not(benchmark, tmp_path):
         assert (cell["rows"] > 1) == (cell["repeated_tokens"] > 0)
         assert cell["times_trl"] == pytest.approx(cell["trl_s"] / cell["tree_s"])
     assert any(cell["rows"] > 1 for cell in found["cells"])
+    text = figures.RENDERERS["tree_packing_grid"].render(found)
+    first = found["cells"][0]
+    row = next(
+        x for x in text.split("\n") if x.startswith(f"| n = {first['n']}, K = {first['K']} |")
+    )
+    assert f"| {first['times_trl']:.1f} × | {first['times_separate']:.1f} × |" in row
+    assert "—" not in text
 
     none = run(benchmark, tmp_path / "b.json", "--grid", "--threads", "1", "--max-seconds", "0")
     assert len(none["cells"]) + len(none["left_out"]) == 8
     assert none["left_out"]
     assert all(cell["reason"].startswith("time: ") for cell in none["left_out"])
+    text = figures.RENDERERS["tree_packing_grid"].render(none)
+    assert text.count("—") == 2 * len(none["left_out"])
+    assert f"Left out: {len(none['left_out'])} for time." in text
 
 
 def test_the_gpu_mode_runs_on_a_cpu_at_a_tiny_size(benchmark, tmp_path):

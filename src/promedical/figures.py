@@ -28,7 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promedical import application_tables, corpus_tables, experiment_tables, provenance
+from promedical import (
+    application_tables,
+    corpus_tables,
+    experiment_tables,
+    provenance,
+    tree_tables,
+)
 from promedical.bench import run_tables, tables
 from promedical.bench.report import headline, without_texts
 from promedical.bench.tables import Cell, Column, Row, Table
@@ -184,89 +190,6 @@ def _output(result: Json) -> str:
     return "\n".join(["```text", *headline(result), "```"])
 
 
-def _seconds(value: float) -> Cell:
-    return Cell(f"{value:.2f}")
-
-
-def _times(value: float) -> Cell:
-    return Cell(f"{value:.1f} ×")
-
-
-def _tree_real(result: Json) -> Table:
-    """Pairwise on pruned trees against TRL; pairwise + pointwise against separate sequences."""
-    settings: Json = result["settings"]
-    rows = []
-    for line in result["real_discordance"]:
-        for way, said in (("train", "forward + backward"), ("forward", "forward")):
-            part = line[way]
-            cells = (
-                Cell(str(sum(line["pairs_of_trees"]))),
-                _seconds(part["pairwise_tree_s"]),
-                _seconds(part["pairwise_trl_s"]),
-                _times(part["pairwise_times_trl"]),
-                _seconds(part["pairwise_and_pointwise_tree_s"]),
-                _seconds(part["pairwise_and_pointwise_separate_s"]),
-                _times(part["pairwise_and_pointwise_times_separate"]),
-            )
-            rows.append(Row(f"n = {line['n']}, K = {line['K']}, {said}", cells))
-    trees = len(result["real_discordance"][0]["pairs_of_trees"])
-    return Table(
-        "Real discordance",
-        f"{100 * settings['discordant']:.0f} % of the verdicts are in some discordant pair. "
-        f"Pairwise loss: {trees} pruned trees against TRL's RewardTrainer on the same pairs. "
-        "Pairwise and pointwise loss: one whole tree against every (answer, criterion) as a "
-        "sequence of its own.",
-        "Tree",
-        (
-            Column("Pairs"),
-            Column("Trees, s"),
-            Column("TRL, s"),
-            Column("Faster"),
-            Column("Whole tree, s"),
-            Column("Separate, s"),
-            Column("Faster"),
-        ),
-        tuple(rows),
-    )
-
-
-def _tree_synthetic(result: Json) -> Table:
-    """Every criterion splits the answers evenly: seconds of one tree and times faster."""
-    lengths: Json = result["settings"]["lengths"]
-    rows = []
-    for line in result["synthetic"]:
-        forward, train = line["forward"], line["train"]
-        cells = (
-            _times(line["token_ratio_trl"]),
-            _seconds(forward["tree_s"]),
-            _times(forward["times_trl"]),
-            _times(forward["times_separate"]),
-            _seconds(train["tree_s"]),
-            _times(train["times_trl"]),
-            _times(train["times_separate"]),
-            Cell(f"{train['tree_peak_gb']:.1f} / {train['trl_peak_gb']:.1f}"),
-        )
-        rows.append(Row(f"n = {line['n']}, K = {line['K']}", cells))
-    return Table(
-        "Synthetic",
-        "Every criterion splits the answers evenly; "
-        + ", ".join(f"|{name}| = {count}" for name, count in lengths.items())
-        + " tokens. TRL at its best batch size of 1, 2, 4, 8. “Bound” is the ratio of tokens.",
-        "Tree",
-        (
-            Column("Bound, TRL"),
-            Column("Forward, s"),
-            Column("than TRL"),
-            Column("than separate"),
-            Column("Forward + backward, s"),
-            Column("than TRL"),
-            Column("than separate"),
-            Column("Peak GB, tree / TRL"),
-        ),
-        tuple(rows),
-    )
-
-
 def _tree_packing(result: Json) -> str:
     settings: Json = result["settings"]
     targets = [
@@ -278,45 +201,12 @@ def _tree_packing(result: Json) -> str:
         f"{settings['threads']} threads, {settings['layers']} layers, weights "
         f"{settings['weights']}; {settings['scaled']}."
     )
-    parts = [markdown(_tree_real(result)), markdown(_tree_synthetic(result)), "\n".join(targets)]
+    parts = [
+        markdown(tree_tables.real_table(result)),
+        markdown(tree_tables.synthetic_table(result)),
+        "\n".join(targets),
+    ]
     return "\n\n".join([*parts, _note(_escaped(how)) + "<br>" + _ran(result)])
-
-
-def _grading(result: Json) -> str:
-    settings: Json = result["settings"]
-    tree = result["contestants"]["tree"]
-    said = {"tree": "Trees, packed (grade_many)", "kv": "KV cache of each question and answer"}
-    rows = []
-    for name, part in result["contestants"].items():
-        label = said.get(name, name.replace("padded", "transformers, padded"))
-        best = " (best)" if name == result["best_padded"] else ""
-        cells = (
-            Cell(f"{part['judgments_per_s']:.1f}"),
-            _seconds(part["median_s"]),
-            Cell(f"{part['tokens_read']:,}"),
-            _times(part["median_s"] / tree["median_s"]),
-        )
-        rows.append(Row(label + best, cells, False, name == "tree"))
-    lengths = ", ".join(f"|{k}| = {v:.0f}" for k, v in settings["mean_tokens"].items())
-    table = Table(
-        "Grading",
-        f"{settings['model']}, {settings['dtype']}, {settings['threads']} threads: "
-        f"{settings['questions']} questions × {settings['answers']} answers × "
-        f"{settings['criteria']} criteria; mean tokens {lengths}.",
-        "Way",
-        (
-            Column("Judgments/s"),
-            Column("Seconds"),
-            Column("Tokens read"),
-            Column("Trees are faster"),
-        ),
-        tuple(rows),
-        (
-            f"Medians of {settings['repeats']} repeats; largest difference of a score "
-            f"{result['largest_difference']:.0e}.",
-        ),
-    )
-    return f"{markdown(table)}\n\n{_ran(result)}"
 
 
 def _serve(result: Json) -> str:
@@ -412,9 +302,13 @@ RENDERERS: dict[str, Renderer] = {
     "quickstart_full_summary": Renderer(_summary, "quickstart_full"),
     "tree_packing": Renderer(_tree_packing, "tree_packing"),
     "tree_packing_real": Renderer(
-        lambda result: f"{markdown(_tree_real(result))}\n\n{_ran(result)}", "tree_packing"
+        lambda result: f"{markdown(tree_tables.real_table(result))}\n\n{_ran(result)}",
+        "tree_packing",
     ),
-    "grading": Renderer(_grading, "grading"),
+    "tree_packing_grid": Renderer(
+        lambda r: _lines(r, tree_tables.grid_table(r)), "tree_packing_grid"
+    ),
+    "grading": Renderer(lambda r: _lines(r, tree_tables.grading_table(r)), "grading"),
     "serve": Renderer(_serve, "serve"),
     "healthbench": Renderer(_healthbench, "healthbench"),
     "llm_calls": Renderer(
