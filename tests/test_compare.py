@@ -321,6 +321,21 @@ def test_the_same_answer_is_graded_once_and_a_failure_again() -> None:
         assert (item.reward is not None) is graded
 
 
+@pytest.mark.parametrize(
+    ("adapter", "keep", "left"), [(True, False, False), (False, False, True), (True, True, True)]
+)
+def test_only_weights_that_an_adapter_has_too_are_removed(
+    adapter: bool, keep: bool, left: bool, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    run = Run(recipe(tmp_path, tiny, data, keep_policies=keep))
+    folder = run.policy_folder("promedical", 0)
+    (folder / "policy").mkdir(parents=True)
+    if adapter:
+        (folder / "adapter").mkdir()
+    compare._forget("promedical", 0, run)
+    assert (folder / "policy").exists() is left
+
+
 # --- recipes and folders --------------------------------------------------------------------------
 
 

@@ -297,9 +297,10 @@ def grade_answers(
 
 
 def _forget(system: str, seed: int, run: Run) -> None:
-    """Remove the merged weights of a policy that was measured; the adapter stays."""
-    if not run.recipe.keep_policies:
-        shutil.rmtree(run.policy_folder(system, seed) / "policy", ignore_errors=True)
+    """Remove the merged weights of a policy that was measured, where an adapter has them too."""
+    folder = run.policy_folder(system, seed)
+    if not run.recipe.keep_policies and (folder / "adapter").is_dir():
+        shutil.rmtree(folder / "policy", ignore_errors=True)
 
 
 def _report(run: Run, move: Move) -> dict[str, Any]:

@@ -232,7 +232,8 @@ class CompareRecipe:
         watch_every: steps between two looks of the gold judge while training; 0 for none.
         watch_prompts: calibration questions that it looks at.
         watch_own: whether a system's own judge grades the same answers, to see the two part.
-        keep_policies: whether merged weights stay after they were measured; adapters always do.
+        keep_policies: whether merged weights stay after they were measured; adapters, and weights
+            that were trained without one (`lora_rank: 0`), always do.
         data: what is trained and measured on.
         judges: the reward models.
         online: how GRPO and RLOO train.
