@@ -79,7 +79,8 @@ class System:
         asks: criteria (and the overall preference), the overall preference alone, or that with the
             whole rubric in the prompt.
         head: initialisation of the head.
-        mu: weight of the pointwise term; 0 is the paper's pairwise loss.
+        mu: weight of the pointwise term; 0 leaves the pairwise one, still a mean over criteria with
+            the tiers' weights.
         trained: False for the language model as it comes.
         rows: training criteria left out, in the rubric and in the overall preference alike.
         share: of the training instructions, the first ones: points of the learning curve.

@@ -34,6 +34,7 @@ from promedical.reward_model.attention import (
 )
 from promedical.reward_model.balance_rows import visible_pairs
 from promedical.reward_model.block_mask import bucket
+from promedical.reward_model.model import TreeRewardModel
 from promedical.reward_model.render import Renderer
 from promedical.reward_model.tree import Leaf, PackedRow, Tree, pack, paths
 from trees import trees
@@ -373,6 +374,25 @@ def test_a_sliding_window_falls_back_to_separate_sequences_and_says_so():
     assert torch.allclose(found, separately(model, paths(UNEVEN)), atol=1e-5)
     with pytest.raises(AttentionError, match="score separate sequences"):
         backbone_forward(model.model, row)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_rope_that_depends_on_length_falls_back_to_separate_sequences(kind):
+    """In a shared row it would depend on the longest path of the row."""
+    half = SIZES["head_dim"] // 2
+    factors = {"dynamic": {"factor": 4.0}, "longrope": {"short_factor": [1.0] * half}}[kind]
+    if kind == "longrope":
+        factors |= {"long_factor": [4.0] * half, "original_max_position_embeddings": 4}
+    rope = {"rope_type": kind, "rope_theta": 10_000.0, **factors}
+    sizes = SIZES | {"max_position_embeddings": 4}
+    model = make(LlamaConfig(**sizes, rope_parameters=rope))
+    row = one_row(UNEVEN)
+    with pytest.warns(UserWarning, match=f"{kind} rope depends on the length.*separate sequences"):
+        found = in_order(row, score_row(model, row))
+    if kind == "longrope":  # "dynamic" remembers the longest sequence it has read, in either way
+        assert torch.allclose(found, separately(model, paths(UNEVEN)), atol=1e-5)
+    with pytest.raises(ValueError, match=r"frozen_layers: found 1, expected 0: .*separate"):
+        TreeRewardModel(model, frozen_layers=1)
 
 
 @pytest.mark.skipif(cached_model() is None, reason="the embedded model is not in the cache")

@@ -16,10 +16,11 @@ from trl import RewardConfig
 from trl import RewardTrainer as TRLRewardTrainer
 
 from promedical.reward_model.balance_rows import assign
-from promedical.reward_model.instances import TrainingTree, Unit, training_trees
+from promedical.reward_model.instances import TrainingTree, Unit, training_trees, within_budget
 from promedical.reward_model.loss import LossTerms, pack_training_trees, rubric_loss
 from promedical.reward_model.model import TreeRewardModel
-from promedical.reward_model.tree import Leaf, RowBudgetError, Tree, paths
+from promedical.reward_model.settings import TierWeights, TrainSettings
+from promedical.reward_model.tree import Leaf, RowBudgetError, Tree, pack, paths
 from tiny_reward import (
     ABSTAIN,
     ARCHITECTURES,
@@ -383,8 +384,62 @@ def test_bad_settings_and_budgets_are_refused():
     for nu in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="nu: found"):
             pack_training_trees(trees, 10_000, ties="davidson", nu=nu)
-    with pytest.raises(RowBudgetError, match="expected at most max_tokens = 20"):
+    name = trees[0].instruction_id
+    with pytest.raises(RowBudgetError, match=f"'{name}'.*at most max_tokens = 20.*leave_out"):
         pack_training_trees(trees, 20)
+
+
+def test_the_papers_loss_can_be_asked_for():
+    """The mean over pairs of all tiers alike, and nothing else."""
+    paper = TrainSettings(
+        mu=0.0, pair_weighting="pair", tier_weights=TierWeights(veto=1, overall=1)
+    )
+    trees = training_trees(random_rows(4), load_renderer()).trees
+    rows, _ = pack_training_trees(trees, 10_000, **paper.loss_terms())
+    weights = {pair[3] for row in rows for pair in row.terms.pairs}
+    pairs = sum(len(row.terms.pairs) for row in rows)
+    assert weights == {1.0}
+    assert sum(row.terms.items for row in rows) == pairs > 0
+    assert not any(row.terms.points or row.terms.ties for row in rows)
+    with pytest.raises(ValueError, match=r"mu: found 1\.0 beside pair_weighting: pair.*expected 0"):
+        TrainSettings(pair_weighting="pair")
+
+
+@given(st.integers(0, 2**16), st.integers(0, 200))
+@settings(max_examples=25)
+def test_what_is_too_long_is_left_out_and_the_rest_is_packed_as_before(seed, more):
+    """Against the obvious twin: packing a tree that holds one pair, or one verdict, alone."""
+    made = training_trees(random_rows(2, seed=seed), load_renderer(), ties=True)
+    budget = min(len(path) for tree in made.trees for path in paths(tree.tree)) + more
+    kept = within_budget(made, budget)
+
+    def fits(tree, *leaves):
+        try:
+            pack([tree.tree], budget, [[leaves] if len(leaves) > 1 else []], [leaves])
+        except RowBudgetError:
+            return False
+        return True
+
+    expected, lost = {}, 0
+    for tree in made.trees:
+        units = []
+        for unit in tree.units:
+            points = [p for p in unit.points if fits(tree, p[0])]
+            pairs = [p for p in unit.pairs if fits(tree, *p)]
+            ties = [p for p in unit.ties if fits(tree, *p)]
+            lost += len(unit.points + unit.pairs + unit.ties) - len(points + pairs + ties)
+            if points or pairs or ties:
+                units.append((unit.tier, points, pairs, ties))
+        if units:
+            expected[tree.instruction_id] = units
+    found = {
+        tree.instruction_id: [(u.tier, [*u.points], [*u.pairs], [*u.ties]) for u in tree.units]
+        for tree in kept.trees
+    }
+    assert found == expected
+    assert kept.counts["too_long_pairs"] + kept.counts["too_long_points"] == lost
+    assert kept.counts["too_long_instructions"] == len(made.trees) - len(kept.trees)
+    pack_training_trees(kept.trees, budget, ties="davidson")  # and nothing is too long any more
 
 
 # --- TRL ------------------------------------------------------------------------------------------

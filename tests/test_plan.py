@@ -84,6 +84,20 @@ def test_hours_come_from_a_rate_and_there_are_none_without(recipe: RewardModelRe
     assert lines(without)[-1] == "hours       unknown without a rate"
 
 
+def test_devices_without_a_row_are_in_the_hours(recipe: RewardModelRecipe) -> None:
+    plan = make_plan(recipe, rate=Rate(1e3, "given"), devices=8)
+    assert plan.rows_a_step == recipe.train.batch_trees
+    assert plan.device_hours is not None
+    for rows, busy in ((4, 0.5), (8, 1.0), (9, 9 / 16), (1, 1 / 8), (15, 15 / 16)):
+        made = replace(plan, rows_a_step=rows)
+        assert made.busy == pytest.approx(busy)
+        said = lines(made)
+        assert f"{plan.device_hours / 8 / busy:.2f} on 8 if all rows are alike" in said[-1]
+        (steps,) = (line for line in said if line.startswith("steps"))
+        assert ("batch_pairs" in steps) == (busy < 0.75)
+    assert not any(line.startswith("steps") for line in lines(replace(plan, devices=1)))
+
+
 def test_the_rate_is_that_of_a_step_on_this_machine(recipe: RewardModelRecipe) -> None:
     rate = make_plan(recipe).rate
     assert rate is not None

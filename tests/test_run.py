@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +136,31 @@ def test_a_calibration_split_that_cannot_be_used_does_not_cost_the_training(
     with pytest.raises(RunError, match=r"bad: tier .*uncalibrated; with another"):
         train_reward_model(bad)
     assert train_reward_model(recipe).calibration is not None
+    with pytest.raises(RunError, match="uncalibrated"):
+        train_reward_model(bad)
+    # And it is: the calibration in between does not stay.
+    assert not RubricRewardModel.from_pretrained(recipe.out).calibration.measured
+
+
+def test_after_zero3_the_checkpoint_is_read_as_a_whole(recipe, monkeypatch):
+    """The configuration is kept alive by accelerate, and models load partitioned under it."""
+    from transformers.integrations import deepspeed
+
+    class Zero3:
+        def is_zero3(self) -> bool:
+            return True
+
+    kept = Zero3()
+
+    def trained(*given: Any) -> dict[str, Any]:
+        done = train(*given)
+        monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", weakref.ref(kept))
+        return done
+
+    train = run._train
+    monkeypatch.setattr(run, "_train", trained)
+    assert train_reward_model(recipe).calibration is not None
+    assert not deepspeed.is_deepspeed_zero3_enabled()
 
 
 def test_rows_that_were_trained_on_calibrate_nothing_and_are_refused_beforehand(

@@ -419,6 +419,10 @@ def register() -> str:
 
 def unsupported(config: PreTrainedConfig) -> str | None:
     """Why a model cannot read trees, or None if it can."""
+    stretched = _rope_types(config) & {"dynamic", "longrope"}
+    if stretched:
+        # A path would be turned by the length of the row that it happens to share.
+        return f"its {', '.join(sorted(stretched))} rope depends on the length of what it reads"
     layer_types = getattr(config, "layer_types", None)
     if layer_types is not None:
         other = sorted(set(layer_types) - {"full_attention"})
@@ -427,6 +431,13 @@ def unsupported(config: PreTrainedConfig) -> str | None:
     if window is not None and getattr(config, "use_sliding_window", True):
         return f"its attention has a sliding window of {window}"
     return None
+
+
+def _rope_types(config: PreTrainedConfig) -> set[str]:
+    """Kinds of rotary embedding: one for the model, or one for each kind of layer."""
+    given = getattr(config, "rope_parameters", None) or {}
+    parts = [given, *(part for part in given.values() if isinstance(part, dict))]
+    return {part["rope_type"] for part in parts if part.get("rope_type")}
 
 
 def _adopt(config: PreTrainedConfig) -> None:

@@ -20,7 +20,7 @@ from typing import Literal
 from promedical.bench import metrics
 from promedical.records import GradedInstruction, RecordError
 from promedical.reward_model.render import OVERALL, Renderer, rubric_question
-from promedical.reward_model.tree import Tree
+from promedical.reward_model.tree import Tree, tokens_of
 from promedical.rubric import Criterion, Rubric, Tier, Verdict
 from promedical.scoring import discordant_pairs
 
@@ -36,6 +36,7 @@ __all__ = [
     "overall_question",
     "sampled_up",
     "training_trees",
+    "within_budget",
     "without_tiers",
 ]
 
@@ -203,6 +204,36 @@ def sampled_up(instances: Instances, rows: Sequence[GradedInstruction], copies: 
     ]
     more = {"safety_copies": len(trees) - len(instances.trees)}
     return Instances(tuple(trees), instances.counts | more)
+
+
+def within_budget(instances: Instances, max_tokens: int) -> Instances:
+    """Instances without the pairs, ties and verdicts that take more than a row by themselves.
+
+    What is left out is in the counts: "too_long_pairs" (ties too), "too_long_points", and
+    "too_long_instructions", of which nothing is left.
+    """
+    left_out: Counter[str] = Counter(too_long_pairs=0, too_long_points=0, too_long_instructions=0)
+    trees: list[TrainingTree] = []
+    for found in instances.trees:
+        if tokens_of(found.tree, range(len(found.tree.leaves))) <= max_tokens:
+            trees.append(found)
+            continue
+        units = []
+        for unit in found.units:
+            points = tuple(p for p in unit.points if tokens_of(found.tree, p[:1]) <= max_tokens)
+            pairs, ties = (
+                tuple(pair for pair in compared if tokens_of(found.tree, pair) <= max_tokens)
+                for compared in (unit.pairs, unit.ties)
+            )
+            compared_before = len(unit.pairs) + len(unit.ties)
+            left_out["too_long_pairs"] += compared_before - len(pairs) - len(ties)
+            left_out["too_long_points"] += len(unit.points) - len(points)
+            if points or pairs or ties:
+                units.append(replace(unit, points=points, pairs=pairs, ties=ties))
+        left_out["too_long_instructions"] += not units
+        if units:
+            trees.append(replace(found, units=tuple(units)))
+    return Instances(tuple(trees), instances.counts | left_out)
 
 
 def training_trees(

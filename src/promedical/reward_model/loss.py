@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from promedical.reward_model.instances import TrainingTree, Unit
-from promedical.reward_model.tree import PackedRow, Packing, pack
+from promedical.reward_model.tree import PackedRow, Packing, RowBudgetError, pack
 
 __all__ = [
     "LossTerms",
@@ -115,7 +115,7 @@ def pack_training_trees(
 
     Raises:
         ValueError: `pair_weighting` or `ties` is unknown, or `nu` is not above 0.
-        RowBudgetError: one pair alone exceeds the budget.
+        RowBudgetError: one pair alone exceeds the budget; the message names the instruction.
     """
     for name, found, known in (
         ("pair_weighting", pair_weighting, get_args(PairWeighting)),
@@ -135,13 +135,20 @@ def pack_training_trees(
             pairs, single = _unit_terms(unit, w, mu, pair_weighting, ties != "none")
             compared[-1] += pairs
             points[-1] |= single
-    packing = pack(
-        [tree.tree for tree in trees],
-        max_tokens,
-        [[term.leaves for term in terms] for terms in compared],
-        points,
-        share_rows=share_rows,
-    )
+    try:
+        packing = pack(
+            [tree.tree for tree in trees],
+            max_tokens,
+            [[term.leaves for term in terms] for terms in compared],
+            points,
+            share_rows=share_rows,
+        )
+    except RowBudgetError as error:
+        raise RowBudgetError(
+            f"instruction {trees[error.tree].instruction_id!r}: {error}; raise it, or leave out "
+            "what is longer with train.too_long: leave_out",
+            error.tree,
+        ) from None
     return [
         TrainingRow(row, _row_terms(row, compared, points, ties, nu)) for row in packing
     ], packing

@@ -204,7 +204,8 @@ class TreeRewardModel(nn.Module):
         frozen_layers: how many of the lowest decoder layers (and the embeddings) are not trained.
 
     Raises:
-        ValueError: `frozen_layers` is not between 0 and the number of layers.
+        ValueError: `frozen_layers` is not between 0 and the number of layers, or not 0 for a model
+            that cannot read trees (`attention.unsupported`).
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, *, frozen_layers: int = 0) -> None:
@@ -218,6 +219,12 @@ class TreeRewardModel(nn.Module):
         if not 0 <= frozen_layers <= count:
             raise ValueError(f"frozen_layers: found {frozen_layers}, expected 0 to {count}")
         if frozen_layers:
+            reason = unsupported(self.config)
+            if reason is not None:
+                raise ValueError(
+                    f"frozen_layers: found {frozen_layers}, expected 0: this "
+                    f"{self.config.model_type} scores separate sequences, since {reason}"
+                )
             backbone.embed_tokens.requires_grad_(False)
             for layer in backbone.layers[:frozen_layers]:
                 layer.requires_grad_(False)

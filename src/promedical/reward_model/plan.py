@@ -43,6 +43,7 @@ packing, floating-point operations, memory and hours. The rate is measured on th
 training step, or taken from a result with --rate.
 """
 MATRIX = {"cuda": (8192, "bfloat16"), "cpu": (2048, "float32")}
+ENOUGH = 0.75  # share of the time in which devices have a row, below which the plan warns
 
 
 class PlanError(ValueError):
@@ -85,6 +86,7 @@ class Plan:
             what they compute is kept.
         memory: on one of `devices`, weights, gradients and Adam sharded over them.
         devices: how many.
+        rows_a_step: over all devices; a device reads one at a time.
         rate: of one device; None if none could be had, with the reason in `no_rate`.
         no_rate: why.
     """
@@ -100,8 +102,14 @@ class Plan:
     frozen_layers_once: bool
     memory: Memory
     devices: int = 1
+    rows_a_step: int = 1
     rate: Rate | None = None
     no_rate: str | None = None
+
+    @property
+    def busy(self) -> float:
+        """Share of the devices' time in which they have a row, were all rows alike."""
+        return self.rows_a_step / (math.ceil(self.rows_a_step / self.devices) * self.devices)
 
     @property
     def device_hours(self) -> float | None:
@@ -169,6 +177,7 @@ def make_plan(
     from promedical.demo.models import resolve_model
     from promedical.reward_model.loss import pack_training_trees
     from promedical.reward_model.run import read_rows, training_instances
+    from promedical.reward_model.trainer import rows_a_step
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -211,6 +220,7 @@ def make_plan(
         frozen_layers_once=once,
         memory=_memory(shape, longest, recipe, devices),
         devices=devices,
+        rows_a_step=rows_a_step(settings, packed),
         rate=rate,
         no_rate=None if rate else "none was asked for",
     )
@@ -363,7 +373,7 @@ def measured_rate(
     chosen = sorted(rows, key=lambda row: len(row.row))[len(rows) // 2]
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=settings.dtype == "autocast"):
+        with torch.autocast(device, torch.bfloat16, enabled=settings.dtype != "float32"):
             scores = model.score(chosen.row)
             loss = rubric_loss(scores, chosen.terms) / max(1, chosen.terms.items)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -432,6 +442,13 @@ def lines(plan: Plan) -> list[str]:
         f"{held.gradients / 1e9:.1f}, Adam {held.adam / 1e9:.1f}, activations about "
         f"{held.activations / 1e9:.1f}",
     ]
+    if plan.devices > 1:
+        found.append(
+            f"steps       {plan.rows_a_step:,} rows a step on {plan.devices} devices, which have "
+            f"one {100 * plan.busy:.0f} % of the time"
+        )
+        if plan.busy < ENOUGH:
+            found[-1] += "; raise train.batch_pairs or train.batch_trees, or take fewer devices"
     rate, hours = plan.rate, plan.device_hours
     if rate is None or hours is None:
         return [*found, f"rate        none: {plan.no_rate}", "hours       unknown without a rate"]
@@ -442,6 +459,7 @@ def lines(plan: Plan) -> list[str]:
             f"            {rate.tokens_per_second:,.0f} tokens a second, {100 * share:.0f} % of "
             f"the {rate.matrix} matrix rate, {rate.matrix_flops_per_second:.3g}"
         )
-    shared = "" if plan.devices == 1 else f", {hours / plan.devices:.2f} on {plan.devices} if "
-    shared += "" if plan.devices == 1 else "the work divides evenly"
+    shared = ""
+    if plan.devices > 1:
+        shared = f", {hours / plan.devices / plan.busy:.2f} on {plan.devices} if all rows are alike"
     return [*found, f"hours       {hours:.2f} of one device{shared}; without evaluation and saving"]

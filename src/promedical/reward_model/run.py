@@ -164,6 +164,7 @@ def training_instances(
         cut_rubric,
         sampled_up,
         training_trees,
+        within_budget,
         without_tiers,
     )
     from promedical.reward_model.render import Renderer
@@ -190,6 +191,8 @@ def training_instances(
         rubric_in_prompt=recipe.asks == "rubric",
     )
     found = replace(found, counts=found.counts | {"instructions_without_rubric_left": empty})
+    if recipe.train.too_long == "leave_out":
+        found = within_budget(found, recipe.train.max_tokens)
     return sampled_up(found, kept, recipe.safety_copies) if recipe.safety_copies > 1 else found
 
 
@@ -355,10 +358,14 @@ def _calibrate(
 ) -> dict[str, Any] | None:
     """Calibrate the saved checkpoint and write its metadata; a scalar model has no verdicts."""
     import torch
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from promedical.reward_model.calibrate import Calibration, CalibrationError
     from promedical.reward_model.grade import RubricRewardModel
 
+    # ZeRO-3's configuration outlives its Trainer, and loading a model under it waits for the other
+    # processes, which are gone.
+    unset_hf_deepspeed_config()
     grader = RubricRewardModel.from_pretrained(
         recipe.out,
         device="cuda" if torch.cuda.is_available() else None,
@@ -379,6 +386,8 @@ def _calibrate(
             clean_violations=recipe.clean_violations,
         )
     except CalibrationError as error:
+        grader.calibration = Calibration.uncalibrated()
+        grader.save_metadata(recipe.out, **extra)
         raise RunError(
             f"{recipe.calibration}: {error}. The trained checkpoint is in {recipe.out}, "
             "uncalibrated; with another calibration split the same command calibrates it"

@@ -64,8 +64,11 @@ class TrainSettings:
         weight_decay: AdamW's.
         max_grad_norm: the gradient's norm is clipped to it.
         max_tokens: row budget; a longer tree is split and its prefix repeated.
-        mu: weight μ of the pointwise term.
-        pair_weighting: "unit" (mean over criteria) or "pair" (the paper's mean over pairs).
+        too_long: "error" stops at a pair or verdict that takes more than max_tokens by itself;
+            "leave_out" trains without it, counted.
+        mu: weight μ of the pointwise term; 0 with "pair" weighting, which has none.
+        pair_weighting: "unit" (mean over criteria) or "pair" (mean over pairs). The paper's loss is
+            "pair" with every tier's weight 1.
         ties: what two answers with the same verdict teach: nothing, or that they tie, in the model
             of Davidson or of Rao and Kupper.
         nu: the tie parameter ν: at equal scores a tie has probability ν / (2 + ν).
@@ -91,6 +94,7 @@ class TrainSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_tokens: int = 8192
+    too_long: Literal["error", "leave_out"] = "error"
     mu: float = 1.0
     pair_weighting: Literal["unit", "pair"] = "unit"
     ties: Literal["none", "davidson", "rao_kupper"] = "none"
@@ -111,6 +115,11 @@ class TrainSettings:
                 raise ValueError(f"{name}: found {getattr(self, name)!r}, expected a number ≥ 0")
         if self.batch_pairs is not None and self.batch_pairs < 1:
             raise ValueError(f"batch_pairs: found {self.batch_pairs!r}, expected 1 or more")
+        if self.pair_weighting == "pair" and self.mu:
+            raise ValueError(
+                f"mu: found {self.mu!r} beside pair_weighting: pair, which has no pointwise term; "
+                "expected 0"
+            )
         # From 1 on the Trainer would take it for a number of steps.
         if self.warmup_ratio >= 1:
             raise ValueError(f"warmup_ratio: found {self.warmup_ratio!r}, expected less than 1")

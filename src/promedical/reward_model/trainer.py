@@ -266,7 +266,7 @@ def train(
         raise TrainError("instances: found no loss term, expected pairs or known labels")
     steps_folder = Path(out) / STEPS
     args = _arguments(settings, steps_folder, seed, evaluation)
-    batch = _rows_a_step(settings, rows)
+    batch = rows_a_step(settings, rows)
     order = RowOrder(_costs(model, rows, settings), batch, processes=args.world_size, seed=seed)
     args.gradient_accumulation_steps = order.rows_a_process
     resumed = _claim(steps_folder, settings, rows, seed) if settings.save_steps else None
@@ -390,8 +390,12 @@ def _reporters(settings: TrainSettings, out: Path) -> list[TrainerCallback]:
     return [TensorBoardCallback(SummaryWriter(log_dir=str(out / "tensorboard")))]
 
 
-def _rows_a_step(settings: TrainSettings, rows: Sequence[TrainingRow]) -> int:
-    """Rows an optimiser step, over all processes."""
+def rows_a_step(settings: TrainSettings, rows: Sequence[TrainingRow]) -> int:
+    """Rows an optimiser step, over all processes.
+
+    Raises:
+        TrainError: `batch_pairs` is set and no row has a pair.
+    """
     if settings.batch_pairs is None:
         return settings.batch_trees
     pairs = sum(len(row.terms.pairs) for row in rows)

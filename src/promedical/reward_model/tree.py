@@ -30,6 +30,7 @@ __all__ = [
     "TreeError",
     "pack",
     "paths",
+    "tokens_of",
 ]
 
 
@@ -38,7 +39,15 @@ class TreeError(ValueError):
 
 
 class RowBudgetError(TreeError):
-    """One path or one pair alone is longer than a row may be; the message names every size."""
+    """One path or one pair alone is longer than a row may be; the message names every size.
+
+    Args:
+        tree: index of the tree that holds it.
+    """
+
+    def __init__(self, message: str, tree: int = 0) -> None:
+        super().__init__(message)
+        self.tree = tree
 
 
 @dataclass(frozen=True)
@@ -297,10 +306,12 @@ def pack(
         parts = _split(index, tree, used, tree_pairs, max_tokens)
         placed += [(index, tree, part, tree_pairs) for part in parts]
         split_trees += len(parts) > 1
-        repeated_tokens += sum(_cost(tree, p.leaves) for p in parts) - _cost(tree, used)
+        repeated_tokens += sum(tokens_of(tree, p.leaves) for p in parts) - tokens_of(tree, used)
     together = [[number] for number in range(len(placed))]
     if share_rows:
-        together = _best_fit([_cost(tree, part.leaves) for _, tree, part, _ in placed], max_tokens)
+        together = _best_fit(
+            [tokens_of(tree, part.leaves) for _, tree, part, _ in placed], max_tokens
+        )
     rows: list[PackedRow] = []
     seen: dict[int, set[int]] = defaultdict(set)
     for numbers in together:
@@ -356,7 +367,7 @@ def _checked_points(index: int, tree: Tree, points: Iterable[int]) -> set[int]:
     return chosen
 
 
-def _cost(tree: Tree, leaves: Iterable[int]) -> int:
+def tokens_of(tree: Tree, leaves: Iterable[int]) -> int:
     """Tokens of a row that holds these leaves: prompt, their responses, and they themselves."""
     chosen = set(leaves)
     responses = {tree.leaves[i].response for i in chosen}
@@ -376,13 +387,13 @@ def _split(
 ) -> list[_Part]:
     """Divide a tree over rows, first fit: whole criteria, and within one too large its pairs."""
     everything = _Part(tuple(sorted(used)), tuple(range(len(pairs))))
-    if _cost(tree, used) <= max_tokens:
+    if tokens_of(tree, used) <= max_tokens:
         return [everything]
     atoms: list[_Part] = []
     for criterion in sorted({tree.leaves[i].criterion for i in used}):
         leaves = tuple(i for i in everything.leaves if tree.leaves[i].criterion == criterion)
         own = tuple(p for p, (a, _) in enumerate(pairs) if tree.leaves[a].criterion == criterion)
-        if _cost(tree, leaves) <= max_tokens:
+        if tokens_of(tree, leaves) <= max_tokens:
             atoms.append(_Part(leaves, own))
             continue
         paired = {leaf for p in own for leaf in pairs[p]}
@@ -390,10 +401,10 @@ def _split(
         atoms += [_Part((i,)) for i in leaves if i not in paired]
     rows: list[tuple[set[int], list[int]]] = []
     for atom in atoms:
-        if _cost(tree, atom.leaves) > max_tokens:
-            raise RowBudgetError(_too_long(index, tree, atom.leaves, max_tokens))
+        if tokens_of(tree, atom.leaves) > max_tokens:
+            raise RowBudgetError(_too_long(index, tree, atom.leaves, max_tokens), index)
         for held, numbers in rows:
-            if _cost(tree, held | set(atom.leaves)) <= max_tokens:
+            if tokens_of(tree, held | set(atom.leaves)) <= max_tokens:
                 held |= set(atom.leaves)
                 numbers += atom.pairs
                 break
