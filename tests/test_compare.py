@@ -296,7 +296,8 @@ def test_a_judge_that_fails_leaves_an_answer_ungraded() -> None:
         def grade(self, *_: Any, **__: Any) -> Any:
             raise RuntimeError(SECRET)
 
-    (item,) = grade_answers(Failing(), rows(1), ["text"], RewardSpec(), progress=lambda *_: None)
+    (item,) = grade_answers(Failing(), rows(1), ["text"], RewardSpec(), point="reward",
+                            progress=lambda *_: None)  # fmt: skip
     assert item.reward is None
     assert item.instruction_id == "q0"
 
@@ -305,8 +306,9 @@ def test_the_same_answer_is_graded_once_and_a_failure_again() -> None:
     class Counting:
         calls = 0
 
-        def grade(self, _: Any, __: Any, rubric: Rubric, **___: Any) -> Any:
+        def grade(self, _: Any, __: Any, rubric: Rubric, operating_point: str) -> Any:
             self.calls += 1
+            assert operating_point == "audit"
             if self.calls == 1:
                 raise RuntimeError("out of memory")
             raw = dict.fromkeys((c.id for c in rubric.criteria), 1.0)
@@ -315,7 +317,13 @@ def test_the_same_answer_is_graded_once_and_a_failure_again() -> None:
     grader, known = Counting(), {}  # type: ignore[var-annotated]
     for calls, graded in ((1, False), (2, True), (2, True)):
         (item,) = grade_answers(
-            grader, rows(1), ["text"], RewardSpec(), known=known, progress=lambda *_: None
+            grader,
+            rows(1),
+            ["text"],
+            RewardSpec(),
+            point="audit",
+            known=known,
+            progress=lambda *_: None,
         )
         assert grader.calls == calls
         assert (item.reward is not None) is graded
@@ -334,6 +342,21 @@ def test_only_weights_that_an_adapter_has_too_are_removed(
         (folder / "adapter").mkdir()
     compare._forget("promedical", 0, run)
     assert (folder / "policy").exists() is left
+
+
+def test_the_gold_judge_decides_by_its_own_point_and_training_judges_by_the_rewards() -> None:
+    assert CompareRecipe().point("gold") == "audit"
+    assert CompareRecipe(judges=JudgeSettings(gold_point="reward")).point("gold") == "reward"
+    assert CompareRecipe().point("explicit") == "reward"
+
+
+def test_alarms_of_the_watch_are_kept(tmp_path: Path) -> None:
+    assert compare_training._looks(tmp_path)["alarms"] == []
+    (tmp_path / "watch").mkdir()
+    alarm = {"kind": "over_optimised", "step": 150, "change": {"value": 0.1}, "says": "step 150: …"}
+    (tmp_path / "watch" / "alarms.json").write_text(json.dumps([alarm]))
+    found = compare_training._looks(tmp_path)
+    assert found["alarms"] == [{"kind": "over_optimised", "step": 150}]
 
 
 # --- recipes and folders --------------------------------------------------------------------------

@@ -308,6 +308,61 @@ def test_the_aims_say_what_came_out() -> None:
     assert len(aims(result)) == 3
 
 
+@pytest.mark.parametrize(
+    ("point", "measured", "why"),
+    [
+        (None, {"reward_veto_recall": 0.0}, "finds no violation at this point"),
+        (None, {"audit_veto_recall_not_cleared": 0.9}, "at this point is not known"),
+        ("audit", {"audit_veto_recall_not_cleared": 0.9, "reward_veto_recall": 0.0}, None),
+        ("audit", {"audit_veto_recall_not_cleared": 0.0}, "finds no violation at this point"),
+    ],
+)
+def test_aims_on_violations_need_a_judge_that_finds_some(
+    point: str | None, measured: dict[str, float], why: str | None
+) -> None:
+    result = fake_result()
+    result["judges"]["gold"]["measured"] = measured
+    if point is not None:
+        result["settings"]["judges"] = {"gold_point": point}
+    for c in result["comparisons"]["gold"]:
+        c["outcome"] = "not distinguished"
+    untested = ["cannot be tested" in line for line in aims(result)]
+    assert untested == [False, False, *[why is not None] * 3]
+    if why is not None:
+        line = aims(result)[2]
+        assert why in line
+        assert "What to read is expected violations (fewer are better): difference " in line
+        assert "expected violations" in "\n".join(headline(result)[:2])
+    assert ("audit operating point" in tables(result)["systems"]) == (point == "audit")
+
+
+def test_a_judge_that_clears_nothing_tests_nothing_either() -> None:
+    result = fake_result()
+    for name in ("base", "promedical"):
+        result["systems"][name]["gold"]["figures"]["veto_rate"]["value"] = 1.0
+    assert ["clears no answer" in line for line in aims(result)] == [
+        False,
+        False,
+        True,
+        *[False] * 2,
+    ]
+
+
+def test_alarms_are_in_the_training_table_where_there_are_any() -> None:
+    result = fake_result()
+    assert "Alarms" not in tables(result)["training"]
+    for run in result["curves"]:
+        run["alarms"] = []
+    assert "Alarms" not in tables(result)["training"]
+    mine = [run for run in result["curves"] if run["system"] == "promedical"]
+    mine[0]["alarms"] = [{"kind": "over_optimised", "step": 300},
+                         {"kind": "gold_veto_rises", "step": 200}]  # fmt: skip
+    mine[2]["alarms"] = [{"kind": "over_optimised", "step": 250}]
+    shown = tables(result)["training"]
+    assert "2 of 3 runs, from step 200 |" in shown
+    assert shown.count("| none |") == 2
+
+
 def test_weak_judges_and_missing_stages_are_told() -> None:
     result = fake_result()
     assert [line.split(":")[0] for line in warnings(result)] == [

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from promedical.policy.compare_measures import Item
     from promedical.policy.gold import Judge
     from promedical.policy.rewards import Grader
+    from promedical.reward_model.calibrate import OperatingPoint
 
 __all__ = ["Run", "Stage", "compare_policies", "main", "plan_lines", "results", "stages"]
 
@@ -248,6 +249,7 @@ def _measure(system: str, seed: int | None, run: Run, move: Move) -> dict[str, A
                 bench,
                 answers.texts,
                 recipe.reward,
+                point=recipe.point(judge),
                 known=run.graded.setdefault(judge, {}),
                 progress=partial(move, f"grading, {JUDGES[judge].lower()}"),
             )
@@ -269,13 +271,15 @@ def grade_answers(
     texts: Sequence[str],
     spec: RewardSpec,
     *,
+    point: OperatingPoint,
     known: dict[tuple[str, str], Item] | None = None,
     progress: Callable[[int, int], None],
 ) -> list[Item]:
-    """Every answer graded at the operating point "reward"; one that fails is kept as ungraded.
+    """Every answer graded; one that fails is kept as ungraded.
 
     Args:
         spec: ProMedical's, for the item's reward.
+        point: whose thresholds decide the verdicts.
         known: (instruction, answer) → what this grader said of it before; what is new is added.
     """
     from promedical.policy.compare_measures import Item, graded_item
@@ -287,7 +291,7 @@ def grade_answers(
         item = known.get((row.id, text))
         if item is None:
             try:
-                (grade,) = grader.grade(row.messages, [text], row.rubric, operating_point="reward")
+                (grade,) = grader.grade(row.messages, [text], row.rubric, operating_point=point)
                 item = known[row.id, text] = graded_item(row.id, row.rubric, grade, spec)
             except (RuntimeError, ValueError):  # a failure is no verdict: counted, not guessed
                 item = Item(row.id, None)

@@ -165,6 +165,9 @@ class JudgeSettings:
         model: what they are trained from.
         explicit, scalar, no_safety_data, gold: a trained checkpoint in place of training one; the
             gold judge's must come from other data than the training judge's.
+        gold_point: whose thresholds the gold judge decides by, on the bench and while it watches.
+            At "audit" it keeps its recall, and what it does not clear counts as a violation; at
+            "reward" it flags few clean answers, and a weak judge then finds no violation at all.
         seed: of the training judges; the gold judge's is one more.
         veto_recall: recall that the audit operating point keeps on the calibration split.
         clean_violations: share of clean answers that the reward operating point may flag.
@@ -176,6 +179,7 @@ class JudgeSettings:
     scalar: str | None = None
     no_safety_data: str | None = None
     gold: str | None = None
+    gold_point: Literal["audit", "reward"] = "audit"
     seed: int = 0
     veto_recall: float = 0.9
     clean_violations: float = 0.05
@@ -288,6 +292,10 @@ class CompareRecipe:
         """The gold judge, and those that the systems train on."""
         wanted = {SYSTEMS[name].judge for name in self.systems} | set(self.graders)
         return tuple(name for name in JUDGES if name in wanted)
+
+    def point(self, judge: str) -> Literal["audit", "reward"]:
+        """Whose thresholds a judge decides by: a training judge's are those of its reward."""
+        return self.judges.gold_point if judge == "gold" else "reward"
 
     def trained(self) -> list[tuple[str, int]]:
         """(system, seed) of every policy that is trained, seed by seed.

@@ -129,9 +129,13 @@ def _systems_table(result: Json, judge: str) -> Table:
             )
     columns = [Column(HEADS[m], unit="instructions") for m in SHOWN]
     by = JUDGES[judge].lower()
+    point = {
+        "reward": "the operating point of the reward",
+        "audit": "the audit operating point, where what is not cleared counts as a violation",
+    }[_point(result, judge)]
     caption = (
-        f"Answers to held-out instructions, as the {by} sees them at the operating point of the "
-        "reward. Means over instructions of the mean over seeds, 95 % intervals over instructions."
+        f"Answers to held-out instructions, as the {by} sees them at {point}. Means over "
+        "instructions of the mean over seeds, 95 % intervals over instructions."
     )
     notes = [
         "Soft S1 and expected violations are sums of calibrated probabilities, so they see what "
@@ -211,6 +215,7 @@ def _seeds_table(result: Json) -> Table:
 
 def _training_table(result: Json) -> Table:
     rows = []
+    alarmed = any(run.get("alarms") for run in result["curves"])
     for name in result["labels"]:
         runs = [c for c in result["curves"] if c["system"] == name]
         if not runs:
@@ -229,6 +234,7 @@ def _training_table(result: Json) -> Table:
                     _mean_cell(curve, "no_signal", None),
                     _mean_cell(curve, "veto_variance_share", None),
                     _mean_cell(curve, "veto_rate", None),
+                    *([_alarms_cell(runs)] if alarmed else []),
                 ),
             )
         )
@@ -239,9 +245,22 @@ def _training_table(result: Json) -> Table:
         Column("Groups without signal, %"),
         Column("S3’s share of the variance, %"),
         Column("Training answers with a violation, %"),
+        *([Column("Alarms")] if alarmed else []),
     )
     caption = "Means over seeds (and steps, for the last three), as the training judge saw it."
+    if alarmed:
+        caption = caption.replace("the last three", "the next three") + (
+            " Alarms: runs in which the gold judge's watch raised one, and the first step of any."
+        )
     return Table("Training", caption, "System", columns, tuple(rows))
+
+
+def _alarms_cell(runs: Sequence[Json]) -> Cell:
+    """In how many runs there was an alarm, and how early."""
+    steps = [min(a["step"] for a in run["alarms"]) for run in runs if run.get("alarms")]
+    if not steps:
+        return Cell("none")
+    return Cell(f"{len(steps)} of {len(runs)} runs, from step {min(steps)}")
 
 
 def _mean_cell(points: Sequence[Json], key: str, form: str | None) -> Cell:
@@ -291,18 +310,60 @@ def aims(result: Json) -> list[str]:
         if found is None or outcome is None:
             lines.append(f"{claim}: not measured.")
             continue
-        form = FORMS[figure]
-        difference = found["difference"]
-        points = " points" if form is per_cent else ""
+        blind = _blind(result, other) if figure == "veto_rate" else None
+        if blind is not None:
+            instead = by_key.get((other, "expected_s3"))
+            said = "not measured" if instead is None else _difference(instead)
+            lines.append(
+                f"{claim}: cannot be tested: {blind}. What to read is expected violations "
+                f"(fewer are better): {said}."
+            )
+            continue
         yes = "reached" if outcome in reached else "not reached"
         if figure == "veto_rate" and yes == "reached" and outcome == "not distinguished":
             yes = "not refuted"  # no difference was found, which is no proof that there is none
-        lines.append(
-            f"{claim}: {yes}. Difference {_signed(difference['value'], form)}{points}, 95 % "
-            f"interval {_signed(difference['low'], form)} to {_signed(difference['high'], form)}, "
-            f"Holm’s p {_p(found['holm'])}."
-        )
+        said = _difference(found)
+        lines.append(f"{claim}: {yes}. {said[0].upper()}{said[1:]}.")
     return lines
+
+
+def _difference(found: Json) -> str:
+    """A paired difference with its interval and p, in words."""
+    form, difference = FORMS[found["figure"]], found["difference"]
+    value, low, high = (_signed(difference[name], form) for name in ("value", "low", "high"))
+    points = " points" if form is per_cent else ""
+    p = _p(found["holm"])
+    return f"difference {value}{points}, 95 % interval {low} to {high}, Holm’s p {p}"
+
+
+def _point(result: Json, judge: str) -> str:
+    """Whose thresholds a judge decided by; older results, which do not say, by the reward's."""
+    settings = result["settings"].get("judges", {})
+    return str(settings.get("gold_point", "reward")) if judge == "gold" else "reward"
+
+
+def _recall(result: Json, judge: str) -> float | None:
+    """Recall of violations on the calibration side, at the point that the judge was used at."""
+    measured = result["judges"].get(judge, {}).get("measured") or {}
+    name = {"reward": "reward_veto_recall", "audit": "audit_veto_recall_not_cleared"}
+    found: float | None = measured.get(name[_point(result, judge)])
+    return found
+
+
+def _blind(result: Json, other: str) -> str | None:
+    """Why the gold judge's counts of violations cannot tell two systems apart, or None."""
+    recall = _recall(result, "gold")
+    if recall is None:
+        return "the gold judge's recall of violations at this point is not known"
+    if recall == 0:
+        return "the gold judge finds no violation at this point"
+    rates = [
+        result["systems"][name]["gold"]["figures"]["veto_rate"]["value"]
+        for name in (result["reference"], other)
+    ]
+    if rates == [1.0, 1.0]:
+        return "the gold judge clears no answer of either at this point"
+    return None
 
 
 def _signed(value: float | None, form: Any) -> str:
@@ -323,12 +384,15 @@ def warnings(result: Json) -> list[str]:
     said = []
     if result["missing"]:
         said.append(f"Not finished: {len(result['missing'])} stages are missing.")
-    for name, found in result["judges"].items():
-        recall = (found.get("measured") or {}).get("reward_veto_recall")
+    for name in result["judges"]:
+        recall = _recall(result, name)
         if recall is not None and recall < 0.5:
+            point = "audit operating point"
+            if _point(result, name) == "reward":
+                point = "operating point of the reward"
             said.append(
-                f"{JUDGES[name]}: veto recall {per_cent(recall)} % at the operating point of the "
-                "reward, so it misses most violations; counts of violations say little."
+                f"{JUDGES[name]}: veto recall {per_cent(recall)} % at the {point}, so it misses "
+                "most violations; counts of violations say little."
             )
     return said
 
@@ -341,12 +405,16 @@ def headline(result: Json) -> list[str]:
         if figures is None:
             continue
         parts = []
-        for metric, said in (("s1", "S1"), ("veto_rate", "violations"), ("preferred", "preferred")):
+        seen = ("veto_rate", "violations") if _recall(result, "gold") else (
+            "expected_s3", "expected violations",
+        )  # fmt: skip
+        for metric, said in (("s1", "S1"), seen, ("preferred", "preferred")):
             figure = figures[metric]
             if figure["value"] is None or (name == "base" and metric == "preferred"):
                 continue
             form = FORMS[metric]
-            parts.append(f"{said} {form(figure['value'])} % ({span(figure, form)})")
+            unit = " %" if form is per_cent else ""
+            parts.append(f"{said} {form(figure['value'])}{unit} ({span(figure, form)})")
         lines.append(f"{_label(name):<52} {'  '.join(parts)}")
     return [*lines, *aims(result), *warnings(result)]
 

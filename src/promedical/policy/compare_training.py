@@ -8,6 +8,7 @@ steps. Left to others: the trainings themselves (`grpo`, `rloo`, `dpo`), the loo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -47,7 +48,8 @@ def train_policy(run: Run, system: str, seed: int, move: Move) -> dict[str, Any]
 
     Returns:
         "steps", "seconds", "stopped_by", "curve" (a dict a step), "gold" and "held_out" (a dict a
-        look: the gold judge and the training judge on the same answers).
+        look: the gold judge and the training judge on the same answers), "alarms" (kind and step of
+        each that the looks raised).
     """
     train = _offline if SYSTEMS[system].method == "dpo" else _online
     found = train(run, system, seed, move)
@@ -173,7 +175,7 @@ def _watch(
     if not recipe.watch_every:
         return []
     if run.gold_judge is None:
-        run.gold_judge = remembering(judge_with(run.judge("gold")))
+        run.gold_judge = remembering(judge_with(run.judge("gold"), recipe.point("gold")))
     gold = run.gold_judge
     watch = GoldWatch(
         GoldSettings(
@@ -215,11 +217,15 @@ def _key(row: GradedInstruction) -> tuple[str, str]:
 
 
 def _looks(folder: Path) -> dict[str, Any]:
-    """What each look found, without the prompts' own figures."""
+    """What each look found, without the prompts' own figures, and what it was alarmed by."""
     from promedical.policy.step_lines import read_lines
 
     lines = read_lines(folder / "watch" / "gold.jsonl")
+    raised = folder / "watch" / "alarms.json"  # there only if there are any
+    alarms = json.loads(raised.read_text(encoding="utf-8")) if raised.exists() else []
     return {
+        "alarms": [{"kind": alarm["kind"], "step": alarm["step"]} for alarm in alarms],
+    } | {
         name: [{"step": line["step"], **{key: line[who][key] for key in LOOKED}} for line in lines]
         for name, who in (("gold", "gold"), ("held_out", "training"))
     }
