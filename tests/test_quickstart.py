@@ -27,6 +27,7 @@ from promedical.quickstart import (
 from promedical.quickstart.results import collect
 from promedical.recipe import load_recipe
 from promedical.records import read_dataset
+from promedical.reward_model import doctor
 from promedical.reward_model.settings import TrainSettings
 from promedical.rubric import Tier
 from tiny_policy import save_tiny_policy
@@ -90,6 +91,14 @@ def test_every_stage_leaves_its_result_and_the_report_is_one_page(finished: Path
         "<!DOCTYPE html>"
     )
     assert not re.search(r'(?:src|href)="https?://', page)
+
+
+def test_the_doctor_finds_nothing_wrong_with_its_checkpoint(finished: Path) -> None:
+    found = doctor.examine(finished / "models" / "explicit")
+    assert [check for check in found.checks if check.outcome == "differs"] == []
+    skipped = {check.way for check in found.checks if check.outcome == "skipped"}
+    assert len(found.checks) - len(skipped) >= 8, skipped
+    assert found.spread > 0.01
 
 
 def test_the_splits_share_no_instruction_and_keep_to_the_budget(
