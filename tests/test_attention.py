@@ -268,6 +268,21 @@ def test_flex_scores_as_separate_sequences(architecture):
         assert torch.allclose(found, all_separately(model, MIXED), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_reward_model_takes_the_attention_that_it_is_given(frozen, monkeypatch):
+    calls = []
+    monkeypatch.setattr(attention, "flex", lambda *given: calls.append(1) or dense_flex(*given))
+    model = make(LlamaConfig(**SIZES))  # of its own: layers are frozen for good
+    found = [
+        TreeRewardModel(model, frozen_layers=frozen, implementation=given)
+        .score(one_row(UNEVEN))
+        .detach()
+        for given in ("level", "flex")
+    ]
+    assert len(calls) == SIZES["num_hidden_layers"]
+    assert torch.allclose(*found, atol=1e-5)
+
+
 def dense_flex(query, key, value, mask, scale):
     """FlexAttention's definition, with a backward pass."""
     length, repeats = query.shape[2], query.shape[1] // key.shape[1]

@@ -335,6 +335,15 @@ def test_a_model_that_reads_no_trees_trains_with_bfloat16_weights_too(tmp_path):
     assert torch.allclose(apart, in_a_tree, atol=0.1)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it has a GPU")
+def test_flex_attention_is_not_trained_without_a_gpu(tmp_path):
+    settings = replace(SETTINGS, attention="flex")
+    model, tokenizer = new_reward_model(language_model(tmp_path), settings)
+    assert model.implementation == "flex"
+    with pytest.raises(TrainError, match=r"train\.attention: found 'flex' .* expected 'level'"):
+        train(model, tokenizer, instances(1), settings, tmp_path / "out")
+
+
 def test_gradient_checkpointing_changes_no_gradient(tmp_path):
     folder = language_model(tmp_path)
     for frozen in (0, 1):

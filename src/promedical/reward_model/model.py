@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from promedical.reward_model.attention import (
+    Implementation,
     backbone_forward,
     head_scores,
     score_row,
@@ -184,16 +185,19 @@ def new_reward_model(
         )
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    trained: PreTrainedModel | PeftModel = model
     if settings.lora_rank:
-        adapted = with_lora(
+        trained = with_lora(
             model,
             rank=settings.lora_rank,
             alpha=settings.lora_alpha,
             frozen_layers=settings.frozen_layers,
             seed=seed,
         )
-        return TreeRewardModel(adapted, frozen_layers=settings.frozen_layers), tokenizer
-    return TreeRewardModel(model, frozen_layers=settings.frozen_layers), tokenizer
+    made = TreeRewardModel(
+        trained, frozen_layers=settings.frozen_layers, implementation=settings.attention
+    )
+    return made, tokenizer
 
 
 class TreeRewardModel(nn.Module):
@@ -202,15 +206,23 @@ class TreeRewardModel(nn.Module):
     Args:
         model: `AutoModelForSequenceClassification` with one label, or a PEFT model around it.
         frozen_layers: how many of the lowest decoder layers (and the embeddings) are not trained.
+        implementation: of the attention, see `attention.backbone_forward`.
 
     Raises:
         ValueError: `frozen_layers` is not between 0 and the number of layers, or not 0 for a model
             that cannot read trees (`attention.unsupported`).
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, *, frozen_layers: int = 0) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        *,
+        frozen_layers: int = 0,
+        implementation: Implementation = "level",
+    ) -> None:
         super().__init__()
         self.model = model
+        self.implementation = implementation
         # FSDP asks which modules to wrap.
         self._no_split_modules = getattr(model, "_no_split_modules", None)
         self.frozen_layers = frozen_layers
@@ -261,7 +273,8 @@ class TreeRewardModel(nn.Module):
         if not self.frozen_layers:
             raise ValueError("frozen_layers is 0: there is no trunk")
         with torch.no_grad():
-            return backbone_forward(self._part(0, self.frozen_layers, norm=False), row)
+            lower = self._part(0, self.frozen_layers, norm=False)
+            return backbone_forward(lower, row, implementation=self.implementation)
 
     def score(self, row: PackedRow, hidden: Tensor | None = None) -> Tensor:
         """s of every leaf of a row, shape [leaves].
@@ -273,13 +286,15 @@ class TreeRewardModel(nn.Module):
         if not self.frozen_layers:
             if unsupported(self.config) is not None:
                 return score_row(self.classifier, row)
-            states = backbone_forward(self._backbone, row)
+            states = backbone_forward(self._backbone, row, implementation=self.implementation)
         else:
             # States may be kept on another device than the one that trains.
             device = next(head.parameters()).device
             hidden = self.trunk(row) if hidden is None else hidden.to(device)
             upper = self._part(self.frozen_layers, None, norm=True)
-            states = backbone_forward(upper, row, inputs_embeds=hidden)
+            states = backbone_forward(
+                upper, row, inputs_embeds=hidden, implementation=self.implementation
+            )
         last = torch.tensor(row.leaf_ends, device=states.device)
         return head_scores(head, states[last])
 

@@ -50,6 +50,8 @@ class TrainSettings:
         dtype: "float32"; "autocast" computes in bfloat16 with weights and optimiser in float32;
             "bfloat16" holds the weights in it too, which suits LoRA (the adapter stays float32),
             while a full training at 5e-6 would lose most of its steps to rounding.
+        attention: "level" computes a tree's attention level by level; "flex" is FlexAttention: its
+            backward pass needs a GPU. `benchmarks/tree_packing.py --gpu` says which is faster.
         gradient_checkpointing: compute each layer again in the backward pass instead of keeping it.
         lora_rank: rank of the LoRA adapter on every linear layer that is not frozen; 0 trains the
             weights themselves.
@@ -82,6 +84,7 @@ class TrainSettings:
     head_init: Literal["yes_no", "random"] = "yes_no"
     frozen_layers: int = 20
     dtype: Literal["float32", "autocast", "bfloat16"] = "float32"
+    attention: Literal["level", "flex"] = "level"
     gradient_checkpointing: bool = False
     lora_rank: int = 0
     lora_alpha: float = 32.0

@@ -252,12 +252,17 @@ def train(
             there need not train again if the removal is killed.
 
     Raises:
-        TrainError: there is nothing to train on, the cache is of other frozen weights, a logger
-            is not installed, an adapter's model is sharded, or `out`/steps holds checkpoints of
-            other settings or instances.
+        TrainError: there is nothing to train on, the cache is of other frozen weights, there is no
+            GPU for FlexAttention, a logger is not installed, an adapter's model is sharded, or
+            `out`/steps holds checkpoints of other settings or instances.
     """
     if cache is not None and not cache.same_trunk(model):
         raise TrainError("cache: its frozen layers are not this model's")
+    if settings.attention == "flex" and not torch.cuda.is_available():
+        raise TrainError(
+            "train.attention: found 'flex' on a machine without a GPU, expected 'level': "
+            "FlexAttention has no backward pass on a CPU"
+        )
     started = time.monotonic()
     rows, packing = pack_training_trees(
         instances.trees, settings.max_tokens, **settings.loss_terms()
