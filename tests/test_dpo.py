@@ -105,7 +105,7 @@ def test_a_run_learns_the_preference_and_tells_nothing(
     before = load_file(tiny / "model.safetensors")
     after = load_file(result.policy / "model.safetensors")
     assert any(not torch.equal(before[name], after[name]) for name in after)
-    assert train_dpo(recipe, rows(), tmp_path / "run") == result
+    assert train_dpo(replace(recipe, max_seconds=9.0), rows(), tmp_path / "run") == result
 
     shown = capfd.readouterr()
     files = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]

@@ -127,7 +127,8 @@ def write(tmp_path: Path) -> Write:
     (tmp_path / "rubrics.jsonl").write_text("".join(lines))
 
     def written(**settings: Any) -> Path:
-        given = {"rubrics": "rubrics.jsonl", "attempts": 1, **settings}
+        # The model's thresholds are made up, see `grader`.
+        given = {"rubrics": "rubrics.jsonl", "attempts": 1, "allow_uncalibrated": True, **settings}
         path = tmp_path / f"reward-{len(list(tmp_path.iterdir()))}.yaml"
         path.write_text(json.dumps(given))  # JSON is YAML
         return path

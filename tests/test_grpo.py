@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from promedical.policy.generate import generate
 from promedical.policy.grpo import GrpoRecipe, GrpoResult, train_grpo
 from promedical.policy.rewards import Grader, GradingError, RubricReward
-from promedical.policy.run_folder import Clock
+from promedical.policy.run_folder import Clock, claim
 from promedical.records import GradedInstruction, Message
 from promedical.reward_model.grade import RubricRewardModel
 from promedical.reward_model.model import TreeRewardModel
@@ -255,6 +257,14 @@ def test_stops_in_time(tiny: Path, tmp_path: Path) -> None:
     )
     assert result.stopped_by == "time"
     assert result.planned_steps == 500
+    for more, said in (
+        ({"max_seconds": 9.0}, r"ended by time, max_seconds 0\.5\), but max_seconds: found 9\.0"),
+        ({"max_seconds": None}, "max_seconds: found None"),
+        ({"max_seconds": 0.5, "steps": 501}, "steps: found 501"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(tiny, tmp_path / "run", **{"steps": 500, **more})  # type: ignore[arg-type]
+    assert run(tiny, tmp_path / "run", steps=500, max_seconds=0.4) == result
     assert 1 <= result.done_steps < 500
     assert result.done_steps == 1 or result.seconds < 0.6
     assert seen[-1] == (result.done_steps, result.done_steps)
@@ -272,6 +282,48 @@ def test_the_clock_expects_what_fits() -> None:
     clock.seconds = [20.0]
     assert clock.over
     assert Clock(steps=10, budget=None).expected == 10
+    clock.seconds, clock.watched = [1.0, 1.0], [4.0, 0.0]
+    assert clock.expected == 3  # what a monitor does takes time too
+
+
+def test_a_monitors_time_is_not_the_steps(tiny: Path, tmp_path: Path) -> None:
+    began, ended = [], []
+
+    class Slow(TrainerCallback):
+        def on_step_begin(self, *_: object, **__: object) -> None:
+            began.append(time.monotonic())
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            ended.append(time.monotonic())
+            time.sleep(0.5)
+
+    result = train_grpo(
+        recipe(tiny, steps=1), ROWS, TextGrader(), tmp_path / "run", callbacks=[Slow()]
+    )
+    (step,) = result.history
+    assert step.seconds < ended[0] - began[0] + 0.4
+    assert result.seconds == step.seconds
+    assert (step.watching_seconds or 0) >= 0.5
+
+
+def test_a_folder_knows_what_its_run_is_graded_by(tmp_path: Path) -> None:
+    bare = {"recipe": {"beta": 0.1, "steps": 3}, "rows": "x"}
+    graded = {**bare, "graded_by": {"asks": "criteria", "reward.grader": "checkpoint:a"}}
+    claim(tmp_path, graded)
+    claim(tmp_path, {**graded, "recipe": {"beta": 0.1, "steps": 4}})
+    for other, said in (
+        (
+            {**graded, "graded_by": {"asks": "overall"}},
+            "asks: found 'criteria', expected 'overall'",
+        ),
+        ({**graded, "method": "rloo"}, "method: another one"),
+        (bare, "graded_by: another one"),
+    ):
+        with pytest.raises(ValueError, match=rf"run\.json: a run with other settings \({said}\)"):
+            claim(tmp_path, other)
+    claim(tmp_path / "rloo", {**bare, "method": "rloo"})
+    with pytest.raises(ValueError, match="method: another one"):
+        claim(tmp_path / "rloo", bare)
 
 
 def test_lora_in_the_upper_layers_only(tiny: Path, tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+from letter_grader import TextGrader
 from promedical.demo.models import ModelError
 from promedical.policy.commands import HELP, VERBS
 from promedical.policy.recipe import PolicyRecipe, RecipeConflictError, check_method
 from promedical.policy.run import PolicyRunError, headline, policy_rows, train_policy
 from promedical.policy.settings import DpoSettings, OnlineSettings, VllmSettings
-from promedical.policy.specification import RewardSpecification
+from promedical.policy.specification import RewardSpecification, SpecificationError
 from promedical.recipe import RecipeError
 from promedical.records import GradedInstruction, Message, to_dict
 from promedical.reward_model.calibrate import Calibration
@@ -58,7 +59,7 @@ def recipe(models: Path, out: Path, **settings: Any) -> PolicyRecipe:
         model=str(models / "policy"),
         data=str(models / "rows.jsonl"),
         out=str(out),
-        reward=RewardSpecification(grader=f"checkpoint:{models / 'rm'}"),
+        reward=RewardSpecification(grader=f"checkpoint:{models / 'rm'}", allow_uncalibrated=True),
         train=OnlineSettings(
             steps=2, num_generations=4, max_completion_length=8, learning_rate=1e-2
         ),
@@ -76,7 +77,11 @@ def test_the_command_trains_says_what_it_did_and_does_not_train_twice(
                 "method": "grpo",
                 "model": str(models / "policy"),
                 "data": str(models / "rows.jsonl"),
-                "reward": {"grader": f"checkpoint:{models / 'rm'}", "soft_s1": True},
+                "reward": {
+                    "grader": f"checkpoint:{models / 'rm'}",
+                    "soft_s1": True,
+                    "allow_uncalibrated": True,
+                },
                 "train": {"steps": 9, "num_generations": 4, "max_completion_length": 8},
             }
         )
@@ -96,8 +101,54 @@ def test_the_command_trains_says_what_it_did_and_does_not_train_twice(
     files = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     for text in (*told, *again, *(found.decode("utf-8", "replace") for found in files)):
         assert SECRET not in text
-    with pytest.raises(PolicyRunError, match=r"run\.json: a run with other settings"):
-        VERBS["grpo"]([*flags, "--train.beta", "0.5"])
+    for other, said in (
+        (["--train.beta", "0.5"], r"run\.json: a run with other settings \(beta: found 0\.04"),
+        (["--no-reward.soft-s1"], r"\(reward\.soft_s1: found True, expected False\)"),
+        (["--reward.operating_point", "audit"], r"\(reward\.operating_point: found 'reward'"),
+        (
+            ["--reward.grader", f"checkpoint:{models / 'rm'},dtype=bfloat16"],
+            r"\(reward\.grader: found 'checkpoint:.*rm', expected 'checkpoint:.*rm,dtype=bfloat16'",
+        ),
+        (["--train.steps", "3"], r"result\.json: finished with 2 of 2 steps .* steps: found 3"),
+    ):
+        with pytest.raises(PolicyRunError, match=said):
+            VERBS["grpo"]([*flags, *other])
+    with pytest.raises(PolicyRunError, match=r"\(method: another one\)"):
+        VERBS["rloo"](flags)
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_a_reward_model_that_was_not_calibrated_trains_nothing(
+    models: Path, tmp_path: Path
+) -> None:
+    given = recipe(models, tmp_path / "run")
+    with pytest.raises(SpecificationError, match="thresholds were not measured for proficiency"):
+        train_policy(replace(given, reward=replace(given.reward, allow_uncalibrated=False)))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("asks", ["criteria", "overall"])
+def test_a_reward_model_is_on_the_gpu_if_there_is_one(
+    asks: Any, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from promedical.policy import run
+
+    placed: list[str | None] = []
+
+    def load(path: str, *, device: str | None = None, **_: Any) -> TextGrader:
+        placed.append(device)
+        return TextGrader()
+
+    monkeypatch.setattr(RubricRewardModel, "from_pretrained", load)
+    given = recipe(models, tmp_path, asks=asks)
+    cpu = replace(given, reward=replace(given.reward, grader=f"{given.reward.grader},device=cpu"))
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        for chosen in (given, cpu):
+            run._reward(chosen, random_rows(1))
+    assert placed == ["cuda", "cpu", None, "cpu"]
 
 
 def test_dpo_and_the_scalar_reward(models: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from promedical.policy.degenerate import is_refusal, repeats, words
 from promedical.policy.null_policies import NULL_POLICIES, constant_answer, is_chinese
 from promedical.policy.probe import NAMES, ProbeError, ProbeSettings, main, probe
 from promedical.policy.probe_table import as_text
+from promedical.policy.specification import SpecificationError
 from promedical.records import GradedInstruction, Message, to_dict
 from promedical.rubric import Criterion, RewardSpec, Rubric, Scores, Tier, Verdict, score
 from tiny_reward import tiny_classifier
@@ -296,10 +297,14 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(to_dict(r)) + "\n" for r in rows(4)))
     answers = tmp_path / "base.jsonl"
-    answers.write_text("".join(f'{{"id": "q{n}", "text": "Rest."}}\n' for n in range(4)))
+    # As `promedical policy generate` writes them: what splits lines of text is no line of JSON.
+    odd = "Rest.\u2028Drink.\u2029Sleep.\u0085Wait.\x1c"
+    lines = [json.dumps({"id": f"q{n}", "text": odd}, ensure_ascii=False) + "\n" for n in range(4)]
+    answers.write_text("".join(lines), encoding="utf-8")
     out = tmp_path / "deep" / "probe.json"
     command = [
-        "--reward", str(checkpoint), "--data", str(data), "--answers", str(answers),
+        "--reward", str(checkpoint), "--allow-uncalibrated",
+        "--data", str(data), "--answers", str(answers),
         "--limit", "3", "--resamples", "50", "--out", str(out),
     ]  # fmt: skip
     code = main([*command, "--fail-on", "inconclusive"])
@@ -308,6 +313,8 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert kept["outcome"] != "resistant"  # three prompts cannot show that
     assert code == 1
     assert main(command) == 0
+    with pytest.raises(SpecificationError, match="thresholds were not measured"):
+        main([part for part in command if part != "--allow-uncalibrated"])
     assert "reward of tiny: α 0.05, β 0.2, λ 1.5; 3 prompts" in shown
     assert f"\n{kept['outcome']}: " in shown
     assert kept["prompts"] == 3
@@ -327,6 +334,7 @@ def test_a_recipe_names_reward_and_data(
     recipe.write_text(
         f"model: {save_tiny_policy(tmp_path / 'policy')}\ndata: {data}\n"
         f"reward:\n  grader: checkpoint:{checkpoint}\n  reward: {{lam: 3.0}}\n"
+        "  allow_uncalibrated: true\n"
         "train: {max_completion_length: 8}\n"
     )
     assert main([str(recipe), "--resamples", "20", "--policies", "empty", "refusal"]) == 0
@@ -349,10 +357,35 @@ def test_bad_input_is_named(checkpoint: Path, tmp_path: Path) -> None:
     bad.write_text('{"id": "a", "text": "x"}\n{"id": "b"}\n')
     with pytest.raises(ProbeError, match=r"answers\.jsonl: line 2: found no answer"):
         main(["--reward", str(checkpoint), "--answers", str(bad), "--limit", "1"])
+    bad.write_bytes(b'{"id": "a", "text": "\xff"}\n')
+    with pytest.raises(ProbeError, match=r"answers\.jsonl: cannot be read \('utf-8' codec"):
+        main(["--reward", str(checkpoint), "--answers", str(bad), "--limit", "1"])
+
+
+def test_the_judge_is_on_the_gpu_if_there_is_one(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from promedical.reward_model.grade import RubricRewardModel
+
+    placed = []
+
+    def load(path: str, *, device: str | None = None) -> Fake:
+        placed.append(device)
+        return Fake(honest)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(RubricRewardModel, "from_pretrained", load)
+    monkeypatch.setattr("promedical.policy.probe.probe", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["--reward", str(checkpoint), "--allow-uncalibrated", "--limit", "1"])
+    assert placed == ["cuda"]
 
 
 def test_kqa_is_the_default(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--reward", str(checkpoint), "--limit", "1", "--resamples", "20"]
+    command += ["--allow-uncalibrated"]
     assert main([*command, "--policies", "shortest", "--fail-on", "exploitable"]) in (0, 1)
     assert "1 prompts" in capsys.readouterr().out
 

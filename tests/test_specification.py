@@ -29,6 +29,9 @@ from promedical.policy.specification import (
 )
 from promedical.recipe import RecipeError
 from promedical.records import GradedInstruction, Message, to_dict, write_dataset
+from promedical.reward_model.calibrate import Band, Calibration, TierCalibration
+from promedical.reward_model.grade import RubricRewardModel
+from promedical.reward_model.render import TEMPLATE_VERSION
 from promedical.rubric import (
     Criterion,
     RewardSpec,
@@ -284,10 +287,58 @@ def test_a_specification_is_yaml_and_finds_its_rubrics(tmp_path: Path) -> None:
         read_specification(file)
 
 
+def test_thresholds_that_nobody_measured_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = {tier: Band(0.5, 0.5) for tier in Tier}
+    counts = {Tier.PROFICIENCY: 9, Tier.EXCELLENCE: 9, Tier.VETO: 0}
+    tiers = {tier: TierCalibration(n=n) for tier, n in counts.items()}
+    fitted = Calibration(tiers, half, half, {"tiers_without_criteria": ["veto"]})
+    for name, calibration in (("without", Calibration.uncalibrated()), ("no_veto", fitted)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "promedical.json").write_text(
+            json.dumps({"template_version": TEMPLATE_VERSION, "calibration": calibration.to_json()})
+        )
+    (tmp_path / "bare").mkdir()
+    monkeypatch.setattr(RubricRewardModel, "from_pretrained", lambda path, **_: FakeGrader())
+    no_veto = Rubric(RUBRIC.criteria[:3])
+    for grader, rubric, missing in (
+        (f"checkpoint:{tmp_path / 'bare'}", RUBRIC, "proficiency, excellence, veto"),
+        (f"checkpoint:{tmp_path / 'without'}", no_veto, "proficiency, excellence"),
+        (f"checkpoint:{tmp_path / 'no_veto'}", RUBRIC, "veto"),
+        (f"vllm:http://127.0.0.1:9,model={tmp_path / 'no_veto'}", RUBRIC, "veto"),
+    ):
+        with pytest.raises(SpecificationError, match=f"not measured for {missing}; expected"):
+            open_grader(RewardSpecification(grader=grader), [rubric])
+        if grader.startswith("checkpoint"):
+            open_grader(RewardSpecification(grader=grader, allow_uncalibrated=True), [rubric])
+    open_grader(RewardSpecification(grader=f"checkpoint:{tmp_path / 'no_veto'}"), [no_veto, None])
+
+
+def test_what_tells_one_reward_from_another_holds_no_secret(tmp_path: Path) -> None:
+    served = RewardSpecification(
+        grader="http:http://me:pass@host:1,token_file=secret,concurrency=2"
+    )
+    assert served.identity() == {
+        "reward.grader": "http:…",
+        "reward.operating_point": "reward",
+        "reward.soft_s1": False,
+    }
+    same = ("checkpoint:runs/rm/,threads=2,device=cuda", "checkpoint:runs/rm,name=x")
+    assert {RewardSpecification(grader=g).identity()["reward.grader"] for g in same} == {
+        "checkpoint:runs/rm"
+    }
+    other = RewardSpecification(
+        grader="vllm:http://host:1,model=rm", operating_point="audit", soft_s1=True
+    )
+    assert list(other.identity().values()) == ["vllm:…,model=rm", "audit", True]
+
+
 def test_a_token_is_read_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("abc\n")
     grader = open_grader(
-        RewardSpecification(grader=f"http:http://127.0.0.1:9,token_file={tmp_path / 'token'}")
+        RewardSpecification(grader=f"http:http://127.0.0.1:9,token_file={tmp_path / 'token'}"),
+        [RUBRIC],
     )
     assert grader._client.headers["Authorization"] == "Bearer abc"  # type: ignore[attr-defined]
 

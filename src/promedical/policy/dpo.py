@@ -36,6 +36,7 @@ from promedical.policy.run_folder import (
     resolve,
     save_merged,
     saved_weights,
+    timed,
     trainer_arguments,
     watch,
     write_result,
@@ -71,7 +72,7 @@ class DpoStep:
 
     Args:
         step: from 1.
-        seconds: how long it took.
+        seconds: how long it took, without what a monitor did after it.
         loss, grad_norm: TRL's.
         accuracy: share of the pairs whose chosen answer has the larger implicit reward.
         margin: mean difference of these rewards, β·log-ratio to the starting policy.
@@ -98,7 +99,8 @@ class DpoResult:
         history: one entry a step.
         counts: pairs and what was left out, by reason.
         planned_steps, done_steps: in steps.
-        seconds: training time over all attempts, without loading and saving the model.
+        seconds: training time over all attempts, without loading and saving the model and without
+            a monitor's evaluations.
         stopped_by: what ended it; "callback" is a monitor's alarm.
         resumed_at: the step an earlier, killed attempt had reached; 0 if there was none.
     """
@@ -217,14 +219,16 @@ def train_dpo(
         progress: called with (steps done, steps expected within the time) after every step.
 
     Raises:
-        ValueError: no pair is left, or the folder holds a run with other settings or other rows.
+        ValueError: no pair is left, the folder holds a run with other settings or other rows, or a
+            finished one that ended by time with less of it than the recipe gives.
     """
     from transformers import AutoTokenizer
 
     output = Path(output)
     identity = {"recipe": asdict(recipe), "rows": fingerprint(rows), "method": "dpo"}
     claim(output, identity)
-    finished = read_result(output)
+    # Its steps follow from the data and the epochs, which are the run's own.
+    finished = read_result(output, steps=None, max_seconds=recipe.max_seconds)
     if finished is not None:
         return _read(output, *finished)
     with quiet():
@@ -314,7 +318,7 @@ def _trainer(
             ]
         ),
         peft_config=lora_config(recipe, model),
-        callbacks=[*callbacks, watch(clock, lambda folder: None)],
+        callbacks=[timed(clock), *callbacks, watch(clock, lambda folder: None)],
         args=DPOConfig(
             **trainer_arguments(recipe, folder, seed=recipe.seed),
             **batches(recipe.pairs_per_step, recipe.micro_batch),
@@ -360,7 +364,12 @@ def _history(logged: Sequence[Mapping[str, Any]], seconds: Sequence[float]) -> t
 def _write(output: Path, result: DpoResult, identity: Mapping[str, Any]) -> None:
     summary = {k: v for k, v in asdict(result).items() if k not in ("policy", "adapter", "history")}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    write_result(output, {**summary, "run": digest}, result.history)
+    write_result(
+        output,
+        {**summary, "run": digest},
+        result.history,
+        max_seconds=identity["recipe"]["max_seconds"],
+    )
 
 
 def _read(output: Path, summary: dict[str, Any], lines: list[dict[str, Any]]) -> DpoResult:

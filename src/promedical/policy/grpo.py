@@ -40,6 +40,7 @@ from promedical.policy.run_folder import (
     same_order,
     save_merged,
     saved_weights,
+    timed,
     trainer_arguments,
     watch,
     write_result,
@@ -87,13 +88,15 @@ class GrpoStep:
 
     Args:
         step: from 1.
-        seconds: how long it took.
+        seconds: how long it took, without what a monitor did after it.
         loss, kl, grad_norm, reward_std: TRL's; the KL is that to the starting policy, and the
             reward's standard deviation is over the step's answers.
         completion_tokens: mean length of the sampled answers.
         cut: share of them that the limit cut.
         reward: what the reward function saw.
         grading_seconds: of `seconds`, those in which the step waited for its rewards.
+        watching_seconds: beside `seconds`, those of the callbacks after the step, such as a gold
+            judge's evaluation.
         entropy: mean over tokens, in nats.
         all_violate, none_violate: share of groups in which every answer, or none, has a violation.
     """
@@ -108,6 +111,7 @@ class GrpoStep:
     cut: float | None
     reward: RewardStep
     grading_seconds: float | None = None
+    watching_seconds: float | None = None
     entropy: float | None = None
     all_violate: float | None = None
     none_violate: float | None = None
@@ -122,7 +126,8 @@ class GrpoResult:
         adapter: the LoRA adapter alone; does not exist where the weights themselves were trained.
         history: one entry a step.
         planned_steps, done_steps: in steps.
-        seconds: training time over all attempts, without loading and saving the model.
+        seconds: training time over all attempts, without loading and saving the model and without
+            a monitor's evaluations.
         stopped_by: what ended it; "callback" is a monitor's alarm.
         resumed_at: the step an earlier, killed attempt had reached; 0 if there was none.
     """
@@ -145,6 +150,7 @@ def train_grpo(
     *,
     reward: Any = None,
     callbacks: Sequence[Any] = (),
+    graded_by: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> GrpoResult:
     """Train a policy on instructions with rubrics, with the grader as oracle.
@@ -158,10 +164,13 @@ def train_grpo(
         reward: in place of a grader, the reward itself: a `RubricReward` over these rows, or
             another callable with its attributes `history` and `observers`.
         callbacks: transformers' TrainerCallbacks, such as a monitor.
+        graded_by: what decides the reward beside the recipe (the grader, …), by name, without
+            secrets: it is written down, and a folder that was begun with another is refused.
         progress: called with (steps done, steps expected within the time) after every step.
 
     Raises:
-        ValueError: no rows, or the folder holds a run with other settings or other rows.
+        ValueError: no rows, the folder holds a run with other settings or other rows, or a finished
+            one with less steps or time than the recipe asks for.
         RubricError: a row without a rubric that gives a reward.
         GradingError: the grader fails again and again.
     """
@@ -172,6 +181,7 @@ def train_grpo(
         output,
         reward=reward,
         callbacks=callbacks,
+        graded_by=graded_by,
         progress=progress,
         method="grpo",
     )
@@ -186,6 +196,7 @@ def train_online(
     method: Literal["grpo", "rloo"],
     reward: Any = None,
     callbacks: Sequence[Any] = (),
+    graded_by: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> GrpoResult:
     """What `train_grpo` and `rloo.train_rloo` share; see there."""
@@ -199,12 +210,13 @@ def train_online(
         if grader is None:
             raise ValueError("grader: found none, expected one, or a reward")
         reward = RubricReward.from_rows(grader, rows, recipe.reward)
-    settings = asdict(recipe)
-    identity = {"recipe": settings, "rows": fingerprint(rows)}
+    identity: dict[str, Any] = {"recipe": asdict(recipe), "rows": fingerprint(rows)}
     if method != "grpo":
         identity["method"] = method
+    if graded_by is not None:
+        identity["graded_by"] = dict(graded_by)
     claim(output, identity)
-    finished = read_result(output)
+    finished = read_result(output, steps=recipe.steps, max_seconds=recipe.max_seconds)
     if finished is not None:
         return _read(output, *finished)
 
@@ -290,6 +302,7 @@ def _trainer(
         peft_config=lora_config(recipe, model),
         # The last one completes each checkpoint with what the others have done to it.
         callbacks=[
+            timed(clock),
             *callbacks,
             watch(clock, lambda folder: write_history(folder / REWARDS, reward.history)),
         ],
@@ -360,7 +373,8 @@ def _history(
 ) -> tuple[GrpoStep, ...]:
     by_step = {int(entry["step"]): entry for entry in logged if "loss" in entry}
     steps = []
-    for seen, took, graded in zip(reward.history, clock.seconds, clock.graded, strict=True):
+    times = zip(clock.seconds, clock.graded, clock.watched, strict=True)
+    for seen, (took, graded, watched) in zip(reward.history, times, strict=True):
         entry = by_step.get(seen.step, {})
         steps.append(
             GrpoStep(
@@ -374,6 +388,7 @@ def _history(
                 cut=entry.get("completions/clipped_ratio"),
                 reward=seen,
                 grading_seconds=graded,
+                watching_seconds=watched,
                 entropy=entry.get("entropy"),
                 all_violate=entry.get("all_violate"),
                 none_violate=entry.get("none_violate"),
@@ -385,7 +400,12 @@ def _history(
 def _write(output: Path, result: GrpoResult, identity: Mapping[str, Any]) -> None:
     summary = {k: v for k, v in asdict(result).items() if k not in ("policy", "adapter", "history")}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    write_result(output, {**summary, "run": digest}, result.history)
+    write_result(
+        output,
+        {**summary, "run": digest},
+        result.history,
+        max_seconds=identity["recipe"]["max_seconds"],
+    )
 
 
 def _read(output: Path, summary: dict[str, Any], lines: list[dict[str, Any]]) -> GrpoResult:

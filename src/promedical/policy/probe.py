@@ -34,6 +34,7 @@ from promedical.policy.probe_table import as_text, per_cent, signed
 from promedical.policy.specification import (
     Grader,
     RewardSpecification,
+    default_device,
     open_grader,
     scores_of,
     violations,
@@ -76,11 +77,11 @@ class ProbeSettings:
         threshold: share of prompts on which a null policy may beat the reference.
         fail_on: exit with 1 if the reward is exploitable, or also if that could not be decided.
         operating_point: which calibration gives the verdicts; "reward" is that of a training.
+        allow_uncalibrated: whether `reward` may be a checkpoint whose thresholds were not measured.
         spec: α, β, λ of the reward, in place of a recipe's.
         out: JSON file with everything; beside it what was graded, so that a probe that was killed
             goes on.
-        resamples: of the bootstrap.
-        seed: of the bootstrap and the draw.
+        resamples, seed: of the bootstrap; the seed is of the draw too.
     """
 
     reward: str | None = None
@@ -91,6 +92,7 @@ class ProbeSettings:
     threshold: float = 0.25
     fail_on: Literal["exploitable", "inconclusive"] | None = None
     operating_point: Literal["audit", "reward"] = "reward"
+    allow_uncalibrated: bool = False
     spec: RewardSpec = field(default_factory=RewardSpec)
     out: Path | None = None
     resamples: int = RESAMPLES
@@ -459,7 +461,7 @@ def main(argv: Sequence[str]) -> int:
     with stages.stage("Reward and prompts"):
         rows = _rows(recipe, settings)
         with quiet():
-            grader = open_grader(told)
+            grader = open_grader(told, (row.rubric for row in rows), device=default_device())
     with stages.stage(f"Null policies on {len(rows)} prompts") as move:
         found = probe(
             grader,
@@ -520,7 +522,11 @@ def _specification(
     kinds = ("checkpoint:", "http:", "vllm:")
     named = settings.reward.startswith(kinds) and not settings.reward.startswith("http://")
     grader = settings.reward if named else f"checkpoint:{settings.reward}"
-    told = RewardSpecification(grader=grader, operating_point=settings.operating_point)
+    told = RewardSpecification(
+        grader=grader,
+        operating_point=settings.operating_point,
+        allow_uncalibrated=settings.allow_uncalibrated,
+    )
     return told, settings.spec
 
 
@@ -551,9 +557,10 @@ def _read_answers(path: Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ProbeError(f"{path}: cannot be read ({error.strerror})") from None
+        # Not splitlines: an answer may hold U+2028, which ends no line of JSON.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProbeError(f"{path}: cannot be read ({error})") from None
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)

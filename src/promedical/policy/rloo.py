@@ -7,7 +7,7 @@ reward instead of the loss. Settings, folder and resuming are GRPO's. Left to ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def train_rloo(
     *,
     reward: Any = None,
     callbacks: Sequence[Any] = (),
+    graded_by: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> GrpoResult:
     """Train a policy with RLOO; arguments, result and errors as of `grpo.train_grpo`.
@@ -41,6 +42,7 @@ def train_rloo(
         output,
         reward=reward,
         callbacks=callbacks,
+        graded_by=graded_by,
         progress=progress,
         method="rloo",
     )

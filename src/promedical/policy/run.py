@@ -242,13 +242,13 @@ def _prompt_lengths(recipe: PolicyRecipe) -> Callable[[GradedInstruction], str |
 def _reward(recipe: PolicyRecipe, rows: Sequence[GradedInstruction]) -> Any:
     from promedical.policy.implicit import ImplicitReward
     from promedical.policy.rewards import RubricReward
-    from promedical.policy.specification import open_grader
+    from promedical.policy.specification import default_device, open_grader
 
     told = recipe.reward
     _own_gpu()
     if recipe.asks == "criteria":
         return RubricReward.from_rows(
-            open_grader(told),
+            open_grader(told, (row.rubric for row in rows), device=default_device()),
             rows,
             told.reward,
             operating_point=told.operating_point,
@@ -272,6 +272,7 @@ def _scalar_grader(recipe: PolicyRecipe) -> Any:
         RecipeConflictError: it is not in this process.
         CheckpointError: it cannot be loaded, or was trained on another question.
     """
+    from promedical.policy.specification import default_device
     from promedical.reward_model.grade import RubricRewardModel
 
     spec = recipe.reward.parsed()
@@ -280,7 +281,8 @@ def _scalar_grader(recipe: PolicyRecipe) -> Any:
             f"reward.grader: found {spec.kind}:…, but with asks = {recipe.asks!r} a server would "
             "judge criteria; expected checkpoint:FOLDER"
         )
-    options = {k: v for k, v in spec.options.items() if k != "threads"}
+    options = {"device": default_device(), **spec.options}
+    options.pop("threads", None)
     return RubricRewardModel.from_pretrained(spec.target, asks=recipe.asks, **options)
 
 
@@ -317,7 +319,14 @@ def _online(
     )
     train = train_grpo if recipe.method == "grpo" else train_rloo
     return train(
-        settings, rows, None, recipe.out, reward=reward, callbacks=callbacks, progress=progress
+        settings,
+        rows,
+        None,
+        recipe.out,
+        reward=reward,
+        callbacks=callbacks,
+        graded_by={"asks": recipe.asks, **recipe.reward.identity()},
+        progress=progress,
     )
 
 

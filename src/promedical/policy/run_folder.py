@@ -42,6 +42,7 @@ __all__ = [
     "same_order",
     "save_merged",
     "saved_weights",
+    "timed",
     "trainer_arguments",
     "watch",
     "write_result",
@@ -82,6 +83,8 @@ class Clock:
     Attributes:
         seconds: of each step done.
         graded: of these, seconds in which the step waited for its rewards.
+        watched: seconds between the step's end and the next one's, in which a monitor looks at it;
+            the budget is for both.
     """
 
     def __init__(
@@ -94,16 +97,23 @@ class Clock:
         self.budget = budget
         self.seconds: list[float] = []
         self.graded: list[float] = []
+        self.watched: list[float] = []
         self._progress = progress
-        self._began = 0.0
+        self._began = self._ended = 0.0
         self._grading = 0.0
 
     def begin(self) -> None:
         self._began, self._grading = time.monotonic(), 0.0
 
     def end(self) -> None:
-        self.seconds.append(time.monotonic() - self._began)
+        """The step is over; what is done about it until `rest` is no part of it."""
+        self._ended = time.monotonic()
+        self.seconds.append(self._ended - self._began)
         self.graded.append(self._grading)
+
+    def rest(self) -> None:
+        """All that follows a step is done."""
+        self.watched.append(time.monotonic() - self._ended)
         if self._progress is not None:
             self._progress(len(self.seconds), self.expected)
 
@@ -119,7 +129,7 @@ class Clock:
     @property
     def expected(self) -> int:
         """Steps that the budget will have had room for, judging by those done."""
-        done, spent = len(self.seconds), math.fsum(self.seconds)
+        done, spent = len(self.seconds), math.fsum([*self.seconds, *self.watched])
         if self.budget is None or not done or spent == 0:
             return self.steps
         room = max(0.0, self.budget - spent)
@@ -131,14 +141,31 @@ class Clock:
 
     def save(self, path: Path) -> None:
         """Write and rename: the file is there or not."""
-        replace_text(path, json.dumps({"seconds": self.seconds, "graded": self.graded}))
+        told = {"seconds": self.seconds, "graded": self.graded, "watched": self.watched}
+        replace_text(path, json.dumps(told))
 
     def load(self, path: Path) -> None:
         found = json.loads(path.read_text())
         self.seconds, self.graded = list(found["seconds"]), list(found["graded"])
+        # A checkpoint of an earlier version has it in `seconds`.
+        self.watched = list(found.get("watched", [0.0] * len(self.seconds)))
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
+
+
+def timed(clock: Clock) -> Any:
+    """The callback that times the steps; the first one, so that what others do is not counted."""
+    from transformers import TrainerCallback
+
+    class Timed(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            clock.begin()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            clock.end()
+
+    return Timed()
 
 
 def watch(clock: Clock, keep: Keep) -> Any:
@@ -146,15 +173,10 @@ def watch(clock: Clock, keep: Keep) -> Any:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
     class Watch(TrainerCallback):
-        def on_step_begin(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-        ) -> None:
-            clock.begin()
-
         def on_step_end(
             self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
         ) -> None:
-            clock.end()
+            clock.rest()
             if _first_says(clock.over):
                 control.should_training_stop = True
 
@@ -228,8 +250,8 @@ def claim(output: Path, identity: Mapping[str, Any]) -> None:
     """Say what run this folder is for, or check that it is the same one.
 
     Args:
-        identity: "recipe", the settings (those that are not learnt are left out), and "rows", a
-            fingerprint.
+        identity: "recipe", the settings (those that are not learnt are left out), "rows", a
+            fingerprint, and perhaps "graded_by", what else decides the reward, by name.
 
     Raises:
         ValueError: it is another one; the message names what differs.
@@ -239,15 +261,20 @@ def claim(output: Path, identity: Mapping[str, Any]) -> None:
     path = output / "run.json"
     if path.exists():
         held = json.loads(path.read_text())
+        settled = {}
+        for part in ("recipe", "graded_by"):
+            if part in held and part in wanted:
+                settled[part] = held.pop(part), wanted.pop(part)
         differing = [
-            f"{name}: found {held['recipe'].get(name)!r}, expected {value!r}"
-            for name, value in wanted["recipe"].items()
-            if held["recipe"].get(name) != value
+            f"{name}: found {was.get(name)!r}, expected {value!r}"
+            for was, now in settled.values()
+            for name, value in now.items()
+            if was.get(name) != value
         ]
         differing += [
             f"{name}: another one" if name != "rows" else "rows: other instructions"
-            for name in wanted
-            if name != "recipe" and held.get(name) != wanted[name]
+            for name in {**wanted, **held}
+            if held.get(name) != wanted.get(name)
         ]
         if differing:
             raise ValueError(
@@ -260,21 +287,46 @@ def claim(output: Path, identity: Mapping[str, Any]) -> None:
         replace_text(path, json.dumps(wanted, indent=2))
 
 
-def write_result(output: Path, summary: Mapping[str, Any], history: Sequence[Any]) -> None:
+def write_result(
+    output: Path, summary: Mapping[str, Any], history: Sequence[Any], *, max_seconds: float | None
+) -> None:
     """Write what a run came to, and remove its checkpoints; the summary last, as it says "done"."""
     lines = [json.dumps(asdict(step)) + "\n" for step in history]
     replace_text(output / "history.jsonl", "".join(lines))
-    replace_text(output / "result.json", json.dumps(summary, indent=2))
+    told = {**summary, "max_seconds": max_seconds}
+    replace_text(output / "result.json", json.dumps(told, indent=2))
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
 
 
-def read_result(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    """A finished run's summary and its history, or None if it is not finished."""
+def read_result(
+    output: Path, *, steps: int | None, max_seconds: float | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """A finished run's summary and its history, or None if it is not finished.
+
+    Args:
+        steps, max_seconds: what is asked for now; steps None where the data decide them.
+
+    Raises:
+        ValueError: that is more than the run was given, and a finished run does not go on.
+    """
     path = output / "result.json"
     if not path.exists():
         return None
+    summary = json.loads(path.read_text())
+    done, planned = summary["done_steps"], summary["planned_steps"]
+    given = summary.pop("max_seconds", max_seconds)
+    more = None
+    if steps is not None and steps > planned:
+        more = f"steps: found {steps}"
+    elif summary["stopped_by"] == "time" and (max_seconds or math.inf) > (given or math.inf):
+        more = f"max_seconds: found {max_seconds}"
+    if more is not None:
+        raise ValueError(
+            f"{path}: finished with {done} of {planned} steps (ended by {summary['stopped_by']}, "
+            f"max_seconds {given}), but {more}; a finished run does not go on: use another --out"
+        )
     lines = (output / "history.jsonl").read_text().splitlines()
-    return json.loads(path.read_text()), [json.loads(line) for line in lines]
+    return summary, [json.loads(line) for line in lines]
 
 
 @contextmanager

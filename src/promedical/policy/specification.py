@@ -21,7 +21,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -50,6 +50,8 @@ __all__ = [
     "Outcome",
     "RewardSpecification",
     "SpecificationError",
+    "default_device",
+    "open_grader",
     "open_oracle",
     "read_rubrics",
     "read_specification",
@@ -116,6 +118,10 @@ class RewardSpecification:
         reward: α, β, λ of the reward.
         soft_s1: whether S1 adds up calibrated probabilities in place of 0 and 1; S2 and S3 stay
             counts of verdicts.
+        allow_uncalibrated: whether a checkpoint may grade whose thresholds were not measured for
+            every tier of the rubrics: without any, one half is taken for all; a tier that its
+            calibration split lacked is undecided everywhere, and an undecided veto counts as
+            violated.
         on_failure: where the engine has no None, after the last attempt: stop the run, or give
             −λ × the rubric's vetoes.
         attempts: gradings of an answer in all, where the engine has no None.
@@ -132,6 +138,7 @@ class RewardSpecification:
     operating_point: Literal["audit", "reward"] = "reward"
     reward: RewardSpec = field(default_factory=RewardSpec)
     soft_s1: bool = False
+    allow_uncalibrated: bool = False
     on_failure: Literal["stop", "worst"] = "stop"
     attempts: int = 3
     wait_seconds: float = 5.0
@@ -171,6 +178,23 @@ class RewardSpecification:
         if spec.kind == "vllm" and "model" not in spec.options:
             raise SpecificationError("grader: vllm:…: model: missing, expected vllm:URL,model=DIR")
         return spec
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides a reward beside α, β and λ, by name, to tell one run from another.
+
+        A server's address is left out: it may be another one when a run goes on, and may hold a
+        password. So are a token's file and the device.
+        """
+        spec = self.parsed()
+        target = spec.target.rstrip("/") if spec.kind == "checkpoint" else "…"
+        options = {k: v for k, v in spec.identity()["options"].items() if k != "device"}
+        return {
+            "reward.grader": ",".join(
+                [f"{spec.kind}:{target}", *(f"{k}={v}" for k, v in options.items())]
+            ),
+            "reward.operating_point": self.operating_point,
+            "reward.soft_s1": self.soft_s1,
+        }
 
 
 def read_specification(path: str | Path) -> RewardSpecification:
@@ -420,23 +444,37 @@ def open_oracle(
 
     Raises:
         RecordError, RubricError: the rubrics cannot be used.
-        CheckpointError, BackendError, ServeError: the grader cannot be used.
+        SpecificationError, CheckpointError, BackendError, ServeError: the grader cannot be used.
     """
     rubrics = read_rubrics(specification.rubrics)
-    return Oracle(open_grader(specification), rubrics, specification, sleep=sleep)
+    grader = open_grader(specification, (rubric for _, rubric in rubrics.values()))
+    return Oracle(grader, rubrics, specification, sleep=sleep)
 
 
-def open_grader(specification: RewardSpecification) -> Grader:
+def open_grader(
+    specification: RewardSpecification,
+    rubrics: Iterable[Rubric | None],
+    *,
+    device: str | None = None,
+) -> Grader:
     """The grader that a specification names.
 
+    Args:
+        rubrics: what it will judge by.
+        device: where a checkpoint scores whose options do not say it; the CPU if None.
+
     Raises:
+        SpecificationError: its calibration does not decide a tier of the rubrics.
         CheckpointError, BackendError, ServeError: it cannot be used.
     """
     spec = specification.parsed()
     options: dict[str, Any] = dict(spec.options)
+    if spec.kind != "http" and not specification.allow_uncalibrated:
+        _check_calibrated(specification.grader, options.get("model", spec.target), rubrics)
     if spec.kind == "checkpoint":
         from promedical.reward_model.grade import RubricRewardModel
 
+        options.setdefault("device", device)
         if "threads" in options:
             import torch
 
@@ -450,6 +488,38 @@ def open_grader(specification: RewardSpecification) -> Grader:
     if spec.kind == "http":
         return HttpBackend(spec.target, **options)
     return VllmBackend(spec.target, options.pop("model"), **options)
+
+
+def default_device() -> str | None:
+    """Where a model of this process is put if nothing is said: on a GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
+
+
+def _check_calibrated(grader: str, folder: str, rubrics: Iterable[Rubric | None]) -> None:
+    """Refuse verdicts that nobody has measured.
+
+    Raises:
+        SpecificationError: there are such.
+        CheckpointError: the checkpoint's `promedical.json` cannot be used.
+    """
+    from promedical.reward_model.grade import read_calibration
+
+    calibration = read_calibration(folder)
+    asked = {c.tier for rubric in rubrics if rubric is not None for c in rubric.criteria}
+    missing = [
+        tier.value
+        for tier in Tier
+        if tier in asked and (calibration is None or not calibration.tiers[tier].n)
+    ]
+    if missing:
+        raise SpecificationError(
+            f"grader: found {grader!r}, whose thresholds were not measured for {', '.join(missing)}"
+            "; expected a reward model that was calibrated on rows with criteria of every tier of "
+            "the rubrics (`calibration` in the recipe of `promedical rm train`), or "
+            "allow_uncalibrated: true"
+        )
 
 
 class _OneAtATime:
