@@ -17,7 +17,9 @@ from promedical.policy.alarm import (
     Point,
     change_over,
     check,
+    evaluations,
     raised,
+    shortcoming,
 )
 
 PLANNED = 12
@@ -241,3 +243,52 @@ def test_settings_out_of_range(name: str, value: float) -> None:
 def test_the_level_is_shared_by_all_checks() -> None:
     assert AlarmRule().level(14) == pytest.approx(0.005)
     assert AlarmRule().level(2) == 0.05
+
+
+@pytest.mark.parametrize(
+    ("prompts", "steps", "every", "said"),
+    [
+        (12, 24, 5, None),
+        (48, 500, 50, None),
+        (48, 900, 1, None),
+        (48, 24, 50, "2 evaluations (24 steps, every = 50), 6 needed (window 5 + confirm 2 − 1), "
+         "enough would be every = 5"),
+        (48, 3, 1, "4 evaluations (3 steps, every = 1), 6 needed (window 5 + confirm 2 − 1), "
+         "enough would be 5 steps with every = 1"),
+        (8, 24, 5, "8 held-out prompts, 12 needed"),
+        (48, 5000, 1, "5001 evaluations, so that a test's level is 1.0e-05, and the least p is "
+         "5.0e-05; enough would be a larger every"),
+    ],
+)  # fmt: skip
+def test_a_run_in_which_no_alarm_can_be_raised(
+    prompts: int, steps: int, every: int, said: str | None
+) -> None:
+    assert shortcoming(RULE, prompts, steps, every) == said
+
+
+@settings(max_examples=6)
+@given(
+    steps=st.integers(1, 10),
+    window=st.integers(3, 6),
+    confirm=st.integers(1, 3),
+    prompts=st.integers(2, 16),
+)
+def test_what_is_said_to_be_enough_is_enough(
+    steps: int, window: int, confirm: int, prompts: int
+) -> None:
+    """Against the strongest of curves: every prompt falls, rises, or is violated, step by step."""
+    rule = AlarmRule(window, confirm, least_prompts=2)
+    found = {
+        every for every in range(1, steps + 1) if shortcoming(rule, prompts, steps, every) is None
+    }
+    for every in {1, *sorted(found)[-1:], *[e + 1 for e in sorted(found)[-1:]]}:
+        at = [*range(0, steps, every), steps]
+        assert len(at) == evaluations(steps, every)
+        seen = [
+            Point(
+                s, (s / 99,) * prompts, (-s / 99,) * prompts, (False,) * prompts, (False,) * prompts
+            )
+            for s in at
+        ]
+        least = AlarmRule(window, confirm, least_prompts=2, least_fall=0.0)
+        assert bool(alarms(seen, least)) == (every in found), every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 
 from letter_grader import HELD, OTHER, ROWS, RUBRIC, TextGrader, asked
-from promedical.policy.alarm import AlarmRule
+from promedical.policy.alarm import AlarmRule, shortcoming
 from promedical.policy.gold import GoldError, GoldSettings, GoldWatch, judge_of, judge_with
 from promedical.policy.held_out import HeldOutError, Sample, held_out, read_held_out
-from promedical.policy.monitor import MonitorSettings, open_monitor
+from promedical.policy.monitor import Monitor, MonitorSettings, open_monitor
+from promedical.policy.recipe import PolicyRecipe
 from promedical.policy.rewards import RubricReward
+from promedical.recipe import load_recipe
 from promedical.records import GradedInstruction
 from promedical.rubric import Criterion, RewardSpec, Rubric, Scores, Tier
 
@@ -251,6 +254,47 @@ def test_sharded_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         watch.begin(SimpleNamespace(fsdp=["full_shard"]), state, Policy(), None)
 
 
+def test_a_watch_whose_alarm_cannot_fire_is_refused_or_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = SimpleNamespace(global_step=0, max_steps=24, is_world_process_zero=True)
+    why = (
+        "gold: no alarm can be raised: 2 evaluations (24 steps, every = 50), 6 needed (window 5 + "
+        "confirm 2 − 1), enough would be every = 5; 3 held-out prompts, 12 needed"
+    )
+
+    def begin(folder: str, **settings: Any) -> None:
+        watch, _ = told_watch(tmp_path / folder, monkeypatch, lambda _: [0.1] * 3, **settings)
+        monitor = Monitor(
+            tmp_path / folder, rubrics={}, spec=RewardSpec(), gold=watch, for_alarms=True
+        )
+        tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
+        monitor.begin(SimpleNamespace(fsdp=None), state, Policy(), tokenizer)
+
+    with pytest.raises(GoldError, match=re.escape(why)):
+        begin("stop", every=50, on_alarm="stop")
+    assert not (tmp_path / "stop").exists()
+    begin("warn", every=50)
+    assert why in caplog.text
+    caplog.clear()
+    rule = AlarmRule(window=3, confirm=1, least_prompts=2, false_alarms=0.9)
+    begin("fires", every=5, on_alarm="stop", rule=rule)
+    assert "alarm" not in caplog.text
+
+
+def test_recipes_with_a_gold_judge_can_raise_its_alarm() -> None:
+    found = []
+    for path in sorted((Path(__file__).parent.parent / "recipes" / "policy").glob("*.yaml")):
+        if path.name.split("-")[0] not in ("grpo", "rloo", "dpo", "scalar"):
+            continue
+        recipe = load_recipe(PolicyRecipe, path)
+        if recipe.monitor is not None and recipe.monitor.gold is not None:
+            gold = recipe.monitor.gold
+            assert shortcoming(gold.rule, gold.prompts, recipe.train.steps, gold.every) is None
+            found.append(path.stem)
+    assert found == ["grpo-qwen3-8b-lora"]
+
+
 # --- held out -------------------------------------------------------------------------------------
 
 
@@ -360,6 +404,26 @@ def test_a_real_checkpoint_as_the_gold_judge(tmp_path: Path) -> None:
     (grade,) = grader.grade(rows[0].messages, ["Rest it."], OTHER, operating_point="reward")
     assert judged["h0"] == grade.scores
     assert judged == judge_with(grader)(rows)
+
+
+def test_a_gold_judge_is_on_the_gpu_if_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from promedical.reward_model.grade import RubricRewardModel
+
+    placed: list[str | None] = []
+
+    def load(path: str, *, device: str | None = None, **_: Any) -> TextGrader:
+        placed.append(device)
+        return TextGrader()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(RubricRewardModel, "from_pretrained", load)
+    judge_of("checkpoint:rm,point=audit", tmp_path)
+    judge_of("checkpoint:rm,device=cpu", tmp_path)
+    assert placed == ["cuda", "cpu"]
 
 
 @pytest.mark.parametrize(

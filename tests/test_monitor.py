@@ -202,6 +202,7 @@ def test_a_killed_run_leaves_the_same_lines_as_an_unbroken_one(
         torch.testing.assert_close(weights[1][name], weight)
     shown = capfd.readouterr()
     assert "Elm Street" not in caplog.text + shown.out + shown.err
+    assert "gold: no alarm can be raised: 3 evaluations (4 steps, every = 2)" in caplog.text
 
 
 def test_an_alarm_stops_the_training_where_it_should(

@@ -32,7 +32,18 @@ from numpy.typing import NDArray
 
 from promedical.bench.intervals import Bootstrap, mean
 
-__all__ = ["Alarm", "AlarmRule", "Change", "Check", "Point", "change_over", "check", "raised"]
+__all__ = [
+    "Alarm",
+    "AlarmRule",
+    "Change",
+    "Check",
+    "Point",
+    "change_over",
+    "check",
+    "evaluations",
+    "raised",
+    "shortcoming",
+]
 
 Floats = NDArray[np.float64]
 Kind = Literal["over_optimised", "gold_veto_rises", "training_veto_rises"]
@@ -305,3 +316,49 @@ def raised(checks: Sequence[Check], rule: AlarmRule) -> tuple[Alarm, ...]:
                 alarms.append(Alarm(kind, found.step, found.changes[_DECIDED_BY[kind]]))
                 break
     return tuple(sorted(alarms, key=lambda alarm: alarm.step))
+
+
+# --- whether there can be an alarm at all ---------------------------------------------------------
+
+
+def evaluations(steps: int, every: int) -> int:
+    """Evaluations of a run of so many steps: before the first, every N, and after the last."""
+    return 1 + -(-steps // every)
+
+
+def shortcoming(rule: AlarmRule, prompts: int, steps: int, every: int) -> str | None:
+    """What keeps a run from raising any alarm, and what would be enough; None if nothing does.
+
+    Args:
+        prompts: of the sample.
+        steps: optimiser steps planned.
+        every: steps between evaluations.
+    """
+    planned, needed = evaluations(steps, every), rule.window + rule.confirm - 1
+    found = []
+    if planned < needed:
+        enough = -(-steps // (needed - 2)) - 1  # the largest with ⌈steps / every⌉ ≥ needed − 1
+        found.append(
+            f"{planned} evaluations ({steps} steps, every = {every}), {needed} needed (window "
+            f"{rule.window} + confirm {rule.confirm} − 1), enough would be "
+            + (f"every = {enough}" if enough else f"{needed - 1} steps with every = 1")
+        )
+    level = rule.level(max(planned, needed))
+    least = _least_prompts(rule, level)
+    if least is None:
+        found.append(
+            f"{planned} evaluations, so that a test's level is {level:.1e}, and the least p is "
+            f"{1 / (1 + FLIPS):.1e}; enough would be a larger every"
+        )
+    elif prompts < least:
+        found.append(f"{prompts} held-out prompts, {least} needed")
+    return "; ".join(found) or None
+
+
+def _least_prompts(rule: AlarmRule, level: float) -> int | None:
+    """Prompts with which the test can reach its level, all of them changed one way."""
+    for n in range(rule.least_prompts, rule.least_prompts + 32):
+        alike = np.abs(_signs(n).sum(axis=1)) == n  # the draws that give as large a sum
+        if (1 + alike.sum()) / (1 + FLIPS) <= level:
+            return n
+    return None

@@ -25,15 +25,25 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from promedical.policy.alarm import Alarm, AlarmRule, Change, Check, Point, check, raised
+from promedical.policy.alarm import (
+    Alarm,
+    AlarmRule,
+    Change,
+    Check,
+    Point,
+    check,
+    evaluations,
+    raised,
+    shortcoming,
+)
 from promedical.policy.degenerate import is_refusal, repeats
 from promedical.policy.generate import answer_with
 from promedical.policy.held_out import Sample
-from promedical.policy.specification import Grader, scores_of, violations
+from promedical.policy.specification import Grader, default_device, scores_of, violations
 from promedical.policy.step_lines import StepLines
 from promedical.records import GradedInstruction, Response, fingerprint
 from promedical.rubric import RewardSpec, Scores, Verdict, reward, score
@@ -64,7 +74,9 @@ class GoldSettings:
 
     Args:
         judge: checkpoint:FOLDER (another seed, another half of the data), http:URL,
-            vllm:URL,model=FOLDER, or judge:MODEL@URL for a language model.
+            vllm:URL,model=FOLDER, or judge:MODEL@URL for a language model. The first three judge at
+            the operating point "reward", where a weak one may see no violation, or with
+            ",point=audit" at the other.
         rows: held-out prompts with rubrics, a dataset folder or JSON lines; K-QA's calibration side
             if not given, since its bench is for the final figures.
         prompts: size of the sample.
@@ -151,6 +163,8 @@ def judge_of(text: str, folder: Path, *, budget_usd: float = 0.0) -> Judge:
 
     try:
         spec = parse_spec(text, {kind: GRADERS[kind] for kind in JUDGES})
+        if spec.kind == "checkpoint":
+            spec = replace(spec, options={"device": default_device(), **spec.options})
         if spec.kind != "judge":
             return _by_bench(CheckpointGrader(spec, "sub_criteria"))
         from promedical.llm.client import EndpointAsker
@@ -456,6 +470,21 @@ class GoldWatch:
 
     # -- the trainer -----------------------------------------------------------------------
 
+    def check_alarm(self, steps: int) -> str | None:
+        """Why no alarm can be raised in a run of so many steps; None if one can.
+
+        Raises:
+            GoldError: none can, and the training is to stop at one.
+        """
+        settings = self.settings
+        why = shortcoming(settings.rule, len(self.sample.rows), steps, settings.every)
+        if why is None:
+            return None
+        said = f"gold: no alarm can be raised: {why}"
+        if settings.on_alarm == "stop":
+            raise GoldError(f"{said}; expected enough of them, or on_alarm: warn")
+        return said
+
     def begin(self, args: Any, state: Any, model: Any, tokenizer: Any) -> None:
         """The trainer begins, anew or from a checkpoint."""
         _refuse_sharded(args)
@@ -484,7 +513,7 @@ class GoldWatch:
             self._evaluate(state, model, tokenizer)
 
     def _evaluate(self, state: Any, model: Any, tokenizer: Any) -> None:
-        planned = 1 + -(-state.max_steps // self.settings.every)
+        planned = evaluations(state.max_steps, self.settings.every)
         self.evaluate(state.global_step, model, self.tokenizer or tokenizer, planned)
 
 

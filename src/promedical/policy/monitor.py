@@ -13,6 +13,7 @@ one's share of the answers. Left to others: the reward (`rewards`), alarms (`ala
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import defaultdict
@@ -32,6 +33,8 @@ from promedical.records import GradedInstruction, Message
 from promedical.rubric import RewardSpec, Rubric, Tier, Verdict, reward
 
 __all__ = ["Monitor", "MonitorSettings", "Seen", "open_monitor", "summary"]
+
+logger = logging.getLogger(__name__)
 
 # What the trainer logs and a line keeps, by the line's name for it.
 TRAINER = {
@@ -193,6 +196,8 @@ class Monitor:
         spec: α, β, λ of the reward.
         soft_s1: as in the reward.
         gold: the gold judge's watch.
+        for_alarms: whether it is there for its alarms, so that a run in which none can be raised
+            is refused, or warned of, at its beginning.
     """
 
     def __init__(
@@ -203,9 +208,11 @@ class Monitor:
         spec: RewardSpec,
         soft_s1: bool = False,
         gold: GoldWatch | None = None,
+        for_alarms: bool = False,
     ) -> None:
         self.lines = StepLines(Path(folder) / "monitor.jsonl")
         self.rubrics, self.spec, self.soft_s1, self.gold = rubrics, spec, soft_s1, gold
+        self.for_alarms = for_alarms
         self._answers: list[Seen] = []
         self._calls = 0
         self._line: dict[str, Any] | None = None
@@ -255,6 +262,9 @@ class Monitor:
         if state.is_world_process_zero:
             self.lines.resume(state.global_step)
         if self.gold is not None:
+            said = self.gold.check_alarm(state.max_steps) if self.for_alarms else None
+            if said is not None and state.is_world_process_zero:
+                logger.warning(said)
             self.gold.begin(args, state, model, tokenizer)
 
     def step_end(self, state: Any, control: Any, model: Any, tokenizer: Any) -> None:
@@ -375,6 +385,7 @@ def open_monitor(
         spec=spec,
         soft_s1=soft_s1,
         gold=gold,
+        for_alarms=True,
     )
     if reward is not None:
         reward.observers.append(monitor.observe)
