@@ -64,6 +64,14 @@ def test_every_file_of_a_run(tmp_path: Path) -> None:
     assert sides["train"].left_out == {"no_rubric": 1, "safety_only": 1}
 
 
+def test_the_policy_is_found_from_anywhere(policy: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(policy.parent)
+    given = recipe(tmp_path, model=policy.name, algorithm="ppo")
+    found = arguments(given, export_openrlhf(given))
+    assert found["actor.model_name_or_path"] == found["critic.model_name_or_path"] == str(policy)
+    assert repr(str(policy)) in (Path(given.out) / "promedical_reward.py").read_text()
+
+
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 def test_the_command_is_as_it_was(algorithm: str, tmp_path: Path) -> None:
     given = EngineRecipe(

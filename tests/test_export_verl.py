@@ -108,6 +108,19 @@ def test_the_reward_is_found_from_anywhere(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_the_policy_is_found_from_anywhere(
+    algorithm: str, policy: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(policy.parent)
+    given = recipe(tmp_path, model=policy.name, algorithm=algorithm)
+    export_verl(given)
+    told = arguments(Path(given.out))
+    assert f"actor_rollout_ref.model.path={policy}" in told
+    assert (f"critic.model.path={policy}" in told) == (algorithm == "ppo")
+    assert recipe(tmp_path, model="Qwen/Qwen3-8B").policy == "Qwen/Qwen3-8B"
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 def test_the_command_is_as_it_was(algorithm: str, tmp_path: Path) -> None:
     given = EngineRecipe(
         data=str(write_rows(tmp_path / "many.jsonl", 128)),

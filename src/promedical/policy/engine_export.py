@@ -168,6 +168,11 @@ class EngineRecipe:
         """GPUs in all."""
         return self.nodes * self.gpus_per_node
 
+    @property
+    def policy(self) -> str:
+        """The model as it is found from wherever the run is started."""
+        return str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model
+
 
 @dataclass(frozen=True)
 class Prompts:

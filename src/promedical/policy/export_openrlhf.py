@@ -94,7 +94,7 @@ def arguments(recipe: EngineRecipe, sides: dict[str, Prompts]) -> dict[str, Any]
     answers = recipe.prompts_per_step * recipe.num_generations
     engines = recipe.gpus // recipe.tensor_parallel
     found: dict[str, Any] = {
-        "actor.model_name_or_path": recipe.model,
+        "actor.model_name_or_path": recipe.policy,
         "reward.remote_url": f"$HERE/{REWARD_FILE}",
         "reward.clip_range": _range(recipe, sides),
         "data.prompt_dataset": "$HERE/train.jsonl",
@@ -174,7 +174,7 @@ def _ppo(recipe: EngineRecipe) -> dict[str, Any]:
         "algo.kl.estimator": "k1",
         "algo.kl.init_coef": recipe.beta,
         "actor.loss_agg_mode": "token-mean",
-        "critic.model_name_or_path": recipe.model,
+        "critic.model_name_or_path": recipe.policy,
         "critic.adam.lr": recipe.critic_learning_rate,
         "critic.lr_scheduler": "constant",
         "critic.lr_warmup_ratio": 0,
@@ -221,7 +221,7 @@ def export_openrlhf(recipe: EngineRecipe) -> dict[str, Prompts]:
     if recipe.nodes > 1:
         lines.append("export RAY_ADDRESS=${RAY_ADDRESS:-auto}")
     command = script(lines, f'python3 "$HERE"/{STARTER}', flags)
-    reward = REWARD.format(specification=SPECIFICATION, model=recipe.model)
+    reward = REWARD.format(specification=SPECIFICATION, model=recipe.policy)
     folder = write_run(recipe, ENGINE, sides, reward_file=reward, command=command)
     (folder / STARTER).write_text(START, encoding="utf-8")
     for name, prompts in sides.items():

@@ -90,7 +90,7 @@ def overrides(recipe: EngineRecipe, *, validation: bool) -> dict[str, Any]:
         "data.shuffle": True,
         "data.seed": recipe.seed,
         "+data.apply_chat_template_kwargs.enable_thinking": False,
-        "actor_rollout_ref.model.path": recipe.model,
+        "actor_rollout_ref.model.path": recipe.policy,
         f"{actor}.optim.lr": recipe.learning_rate,
         # One update a step, of all its answers: the policy that is updated drew them.
         f"{actor}.ppo_mini_batch_size": recipe.prompts_per_step,
@@ -160,7 +160,7 @@ def _ppo(recipe: EngineRecipe) -> dict[str, Any]:
         "algorithm.kl_ctrl.kl_coef": recipe.beta,
         "actor_rollout_ref.actor.use_kl_loss": False,
         "actor_rollout_ref.actor.loss_agg_mode": "token-mean",
-        "critic.model.path": recipe.model,
+        "critic.model.path": recipe.policy,
         "critic.optim.lr": recipe.critic_learning_rate,
         "critic.ppo_max_token_len_per_gpu": recipe.tokens_per_gpu,
     }
