@@ -41,6 +41,7 @@ SETTINGS = [
     SourceSettings("kqa", "kqa"),
     SourceSettings("medsafetybench", "medsafetybench"),
     SourceSettings("healthbench", "healthbench"),
+    SourceSettings("healthbench-graded", "healthbench_graded"),
     SourceSettings("ultramedical-preference", "ultramedical_preference"),
     SourceSettings("rar-medicine", "rar_medicine"),
     SourceSettings("csv", "table/questions.csv", columns=CSV_COLUMNS),

@@ -1,8 +1,8 @@
 """Readers of public datasets, one module a dataset: their rows become graded instructions.
 
 `SOURCES` names the adapters. Each is a generator: `SOURCES[settings.name](settings)` yields a
-`Kept` or a `Rejected` for every row. `healthbench_graded` is apart: its rows are answers, several
-of which make one instruction.
+`Kept` or a `Rejected` for every row. In `healthbench_graded` a row is an answer, several of which
+make one instruction.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from promedical.corpus.sources.chatdoctor import chatdoctor
 from promedical.corpus.sources.dahl import dahl
 from promedical.corpus.sources.healthbench import healthbench
+from promedical.corpus.sources.healthbench_graded import healthbench_graded
 from promedical.corpus.sources.kqa import kqa
 from promedical.corpus.sources.medical_eval_sphere import medical_eval_sphere
 from promedical.corpus.sources.medical_instruction import medical_instruction
@@ -40,6 +41,7 @@ SOURCES: dict[str, Callable[[SourceSettings], Iterator[Read]]] = {
     "medmcqa": medmcqa,
     "kqa": kqa,
     "healthbench": healthbench,
+    "healthbench-graded": healthbench_graded,
     "ultramedical-preference": ultramedical_preference,
     "rar-medicine": rar_medicine,
     "medsafetybench": medsafetybench,

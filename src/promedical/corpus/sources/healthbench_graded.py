@@ -20,11 +20,13 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from promedical.corpus.sources.files import files_of
+from promedical.corpus.sources.reading import Raw, Read, Rejected, SourceSettings, read_rows
 from promedical.corpus.sources.signed_criteria import (
     AVOIDS,
     Signed,
@@ -43,6 +45,7 @@ __all__ = [
     "HealthBenchGraded",
     "Splits",
     "Wording",
+    "healthbench_graded",
     "read_healthbench_graded",
     "split",
     "veto_kind",
@@ -51,6 +54,31 @@ __all__ = [
 ]
 
 LICENCE = "see source: non-commercial or unstated, not to be redistributed"
+
+
+def healthbench_graded(settings: SourceSettings) -> Iterator[Read]:
+    """Graded instructions of a file, or of every file in a folder, each read whole.
+
+    An instruction is gathered from many lines, so its "line" is its number in the file.
+    """
+
+    def published(path: Path, name: str) -> Iterator[Raw | Rejected]:
+        found = read_healthbench_graded(path)
+        for fault in found.broken:
+            line, _, why = fault.removeprefix(f"{path}: line ").partition(": ")
+            field = why.partition(":")[0] if ":" in why else ""
+            yield Rejected(name, int(line), field, "broken_row", why)
+        for number, row in enumerate(found.rows, start=1):
+            yield Raw(name, number, {"row": row})
+
+    def labelled(raw: Raw) -> GradedInstruction:
+        row: GradedInstruction = raw.data["row"]
+        return replace(
+            row, source=settings.label or row.source, licence=settings.licence or row.licence
+        )
+
+    for path, name in files_of(settings, (".jsonl", ".json")):
+        yield from read_rows(published(path, name), labelled)
 
 
 # --- reading --------------------------------------------------------------------------------------
