@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from promedical.policy import compare, compare_training
+from promedical.policy import compare, compare_judges, compare_training
 from promedical.policy.compare import Run, compare_policies, grade_answers, main, plan_lines, stages
-from promedical.policy.compare_judges import _halves, build_data
+from promedical.policy.compare_data import _halves, build_data, left_out_lines
 from promedical.policy.compare_recipe import (
+    JUDGES,
     SYSTEMS,
     CompareError,
     CompareRecipe,
@@ -135,7 +136,7 @@ def test_every_system_is_trained_measured_and_reported(
     found = compare_policies(chosen)
     assert list(found["systems"]) == list(SYSTEMS)
     assert found["missing"] == []
-    assert set(found["judges"]) == {"explicit", "scalar", "no_safety_data", "gold"}
+    assert set(found["judges"]) == set(JUDGES)
     for by in found["systems"].values():
         assert set(by) == {"gold", "explicit"}
         assert by["gold"]["answers"] == 4
@@ -279,6 +280,184 @@ def test_rows_that_cannot_be_used_are_counted_or_refused(
     write_dataset(tmp_path / "few", given[:2])
     with pytest.raises(CompareError, match="expected 2 or more"):
         build_data(recipe(tmp_path, tiny, tmp_path / "few"), tmp_path / "data", lambda *_: None)
+
+
+def silent(*_: Any) -> None:
+    """Progress that nobody sees."""
+
+
+def bare(count: int, prefix: str) -> list[GradedInstruction]:
+    """Questions with rubrics and no answers, other ones than `rows`."""
+    rng = random.Random(prefix)
+    found = []
+    for n, row in enumerate(rows(count)):
+        word = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=24))
+        asked = (Message("user", f"{prefix} {word}"),)
+        found.append(replace(row, id=f"{prefix}{n}", messages=asked, responses=()))
+    return found
+
+
+def changed(chosen: CompareRecipe, **settings: Any) -> CompareRecipe:
+    return replace(chosen, data=replace(chosen.data, **settings))
+
+
+def turns(folder: Path) -> set[str]:
+    return {" ".join(r.messages[-1].content.casefold().split()) for r in read_dataset(folder)}
+
+
+def test_policies_have_questions_and_a_bench_of_their_own(
+    tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    asked = bare(6, "why")
+    talk = replace(asked[0], id="talk", messages=(
+        Message("user", "Hello"), Message("assistant", "Yes?"), *rows(16)[5].messages,
+    ))  # fmt: skip
+    write_dataset(tmp_path / "prompts", [*asked, talk, replace(asked[1], id="none", rubric=None)])
+    veto = Rubric((Criterion("v", Tier.VETO, "It harms.", kind=VetoKind.HARMFUL_ADVICE),), True)
+    safety = replace(asked[4], id="safety", rubric=veto)  # which gives no reward
+    write_dataset(tmp_path / "bench", [*bare(5, "how"), replace(asked[3], id="again"), safety])
+    chosen = changed(
+        recipe(tmp_path, tiny, data),
+        prompts=str(tmp_path / "prompts"),
+        bench=str(tmp_path / "bench"),
+        bench_instructions=9,
+        train_instructions=12,
+    )
+    summary = build_data(chosen, tmp_path / "data", silent)
+    side = {name: turns(tmp_path / "data" / name) for name in summary["sides"]}
+    # Judges learn from all of `rows`; the bench is the file's, and took one of the prompts.
+    assert len(side["judge"] | side["gold"] | side["calibration"]) == 16
+    assert len(side["bench"]) == 6
+    assert summary["sides"]["prompts"]["instructions"] == 5
+    assert summary["sides"]["prompts"]["responses"] == 0
+    apart = ("judge", "gold", "calibration", "prompts", "bench")
+    assert sum(len(side[name]) for name in apart) == len(set().union(*(side[n] for n in apart)))
+    assert side["watched"] <= side["calibration"]
+    left_out = summary["left_out"]
+    assert left_out["prompts that another side asks too"] == 2
+    assert left_out["rows of prompts without a rubric that gives a reward"] == 1
+    assert left_out["rows of bench without a rubric that gives a reward"] == 1
+
+
+def test_one_file_can_have_prompts_and_bench(tiny: Path, data: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "asked", bare(9, "why"))
+    path = str(tmp_path / "asked")
+    chosen = changed(recipe(tmp_path, tiny, data), prompts=path, bench=path)
+    summary = build_data(chosen, tmp_path / "data", silent)
+    counts = {name: found["instructions"] for name, found in summary["sides"].items()}
+    assert (counts["bench"], counts["prompts"]) == (4, 5)
+    again = build_data(chosen, tmp_path / "again", silent)
+    assert again["sides"] == summary["sides"]
+
+
+def test_conversations_that_end_alike_are_on_one_side(tiny: Path, tmp_path: Path) -> None:
+    given = [
+        replace(row, id=f"{row.id}-{n}", messages=(Message("user", said), Message("assistant", "?"),
+                                                   *row.messages))
+        for row in rows(12)
+        for n, said in enumerate(("Good day", "Hello"))
+    ]  # fmt: skip
+    write_dataset(tmp_path / "rows", given)
+    chosen = changed(recipe(tmp_path, tiny, tmp_path / "rows"), train_instructions=99)
+    summary = build_data(chosen, tmp_path / "data", silent)
+    sides = [turns(tmp_path / "data" / n) for n in ("judge", "gold", "calibration", "bench")]
+    assert sum(map(len, sides)) == len(set().union(*sides)) == 12
+    left_out = summary["left_out"]
+    kept = sum(summary["sides"][n]["instructions"] for n in ("judge", "gold", "calibration"))
+    assert kept + 4 + left_out["rows too close to the bench side"] + left_out[
+        "rows that the calibration side asks too"
+    ] == len(given)
+
+
+def test_questions_too_long_for_the_policy_are_left_out_and_told(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = rows(16)
+    for n in (2, 3, 4):
+        long = Message("user", given[n].messages[0].content + " and so on" * 250)
+        given[n] = replace(given[n], messages=(long,))
+    write_dataset(tmp_path / "rows", given)
+    chosen = recipe(tmp_path / "run", tiny, tmp_path / "rows")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(compare.plain_settings(chosen)))
+    assert main([str(file), "--plan", "--out", chosen.out]) == 0
+    planned = [s for s in capsys.readouterr().out.splitlines() if "has no room for" in s]
+    summary = build_data(chosen, tmp_path / "data", silent)
+    assert planned == [
+        line for line in left_out_lines(summary["left_out"]) if "has no room for" in line
+    ]
+    found = {name: read_dataset(tmp_path / "data" / name) for name in summary["sides"]}
+    for name in ("prompts", "bench", "watched"):
+        assert all(len(row.messages[0].content) < 100 for row in found[name])
+    # Judges read them all the same.
+    judged = [*found["judge"], *found["gold"], *found["calibration"]]
+    assert len([row for row in judged if len(row.messages[0].content) > 100]) == 3
+    assert summary["left_out"]["prompts that the policy has no room for"] >= 1
+
+
+def test_a_plan_says_that_the_data_is_not_there(tiny: Path, tmp_path: Path) -> None:
+    lines = plan_lines(recipe(tmp_path, tiny, tmp_path / "$NO_SUCH_VARIABLE"))
+    assert "the data cannot be used yet: data.rows: found" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("system", "tier"), [("no_veto", "veto"), ("no_bonus_margin", "excellence"),
+                         ("no_safety_data", "veto")]
+)  # fmt: skip
+def test_an_ablation_of_what_is_not_there_is_refused(
+    system: str, tier: str, tiny: Path, tmp_path: Path
+) -> None:
+    given = [row.rubric.restricted_to({c.id for c in row.rubric.criteria if c.tier.value != tier})
+             for row in rows(16) if row.rubric]  # fmt: skip
+    without = [
+        replace(row, rubric=rubric, responses=tuple(
+            replace(r, verdicts={c.id: r.verdicts[c.id] for c in rubric.criteria})
+            for r in row.responses
+        ))
+        for row, rubric in zip(rows(16), given, strict=True) if rubric
+    ]  # fmt: skip
+    write_dataset(tmp_path / "rows", without)
+    chosen = recipe(tmp_path, tiny, tmp_path / "rows")
+    build_data(chosen, tmp_path / "data", silent)
+    with pytest.raises(CompareError, match=f"'{system}', but none of the .* tier {tier}"):
+        build_data(replace(chosen, systems=("base", "promedical", system)), tmp_path / "d", silent)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "message"),
+    [
+        (Verdict.UNMET, "0 labels met and 32 unmet in the tier veto"),
+        (Verdict.MET, "32 labels met and 0 unmet in the tier veto"),
+    ],
+)
+def test_labels_that_set_no_threshold_are_refused_before_anything_is_trained(
+    verdict: Verdict, message: str, tiny: Path, tmp_path: Path
+) -> None:
+    alike = [
+        replace(row, responses=tuple(
+            replace(r, verdicts=r.verdicts | {"v": verdict, "w": verdict}) for r in row.responses
+        ))
+        for row in rows(16)
+    ]  # fmt: skip
+    write_dataset(tmp_path / "rows", alike)
+    chosen = recipe(tmp_path, tiny, tmp_path / "rows")
+    with pytest.raises(CompareError, match=message):
+        build_data(chosen, tmp_path / "data", silent)
+    given = replace(chosen.judges, explicit="one", gold="other")  # trained and calibrated before
+    build_data(replace(chosen, judges=given), tmp_path / "data", silent)
+
+
+def test_of_judges_that_only_train_the_last_one_stays(
+    tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(
+        compare_judges, "load_judge", lambda _, name, __: (loaded.append(name), name)
+    )
+    run = Run(recipe(tmp_path, tiny, data, graders=("gold", "explicit")))
+    for name in ("gold", "explicit", "scalar", "no_safety_data", "explicit", "gold", "scalar"):
+        run.judge(name)
+    assert loaded == ["gold", "explicit", "scalar", "no_safety_data", "scalar"]
 
 
 def test_copies_of_a_question_stay_in_one_half() -> None:

@@ -1,6 +1,6 @@
 """`promedical policy compare`: policies side by side, from judges to one table and one plot.
 
-    data       training side halved for two judges, calibration, prompts, bench   compare_judges
+    data       training side halved for two judges, calibration, prompts, bench   compare_data
     judges     training judges on one half, the gold judge on the other           compare_judges
     base       the untrained policy's answers, graded
     train      every system with every seed                                       compare_training
@@ -16,6 +16,7 @@ Nothing is decided here that a stage's own module could decide; this file says w
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promedical.policy.compare_recipe import (
+    ASKS,
     JUDGES,
     SYSTEMS,
     CompareError,
@@ -121,10 +123,15 @@ class Run:
         return read_dataset(self.out / "data" / side)
 
     def judge(self, name: str) -> Grader:
-        """A judge, loaded once."""
+        """A judge, loaded once; of those that train alone, only the last stays in memory."""
         from promedical.policy.compare_judges import load_judge
 
         if name not in self._judges:
+            done = self._judges.keys() - {"gold", *self.recipe.graders}
+            for other in done:
+                del self._judges[other]
+            if done:
+                _free_memory()
             self._judges[name] = load_judge(self.recipe, name, self.out)
         return self._judges[name]
 
@@ -144,11 +151,11 @@ def stages(recipe: CompareRecipe) -> list[Stage]:
     building = data.train_instructions * data.copies + data.calibration_instructions
     found = [Stage("data", "Data", "data", 10 + building * costs.degrade, _data)]
     for name in recipe.judges_needed:
-        share = 1 / 3 if name == "scalar" else 1.0
+        share = 1 / 3 if name in ASKS else 1.0
         seconds = data.calibration_instructions * costs.judge_row
         if getattr(judges, name) is None:
             seconds += half * judges.train.epochs * costs.judge_tree * share
-        kind = "judge, scalar" if name == "scalar" else "judge"
+        kind = "judge, scalar" if name in ASKS else "judge"
         found.append(Stage(f"judge-{name}", JUDGES[name], kind, seconds, partial(_judge, name)))
     found.append(
         Stage("measure-base", "Base: answers and grades", "measure", measured,
@@ -195,7 +202,7 @@ def _training_seconds(recipe: CompareRecipe, method: str) -> float:
 
 
 def _data(run: Run, move: Move) -> dict[str, Any]:
-    from promedical.policy.compare_judges import build_data
+    from promedical.policy.compare_data import build_data
 
     return build_data(run.recipe, run.out / "data", move)
 
@@ -397,7 +404,10 @@ def results(run: Run) -> dict[str, Any]:
 def _portable_settings(recipe: CompareRecipe) -> dict[str, Any]:
     """The settings with paths that mean the same on another machine."""
     found = plain_settings(recipe)
-    for section, names in (("judges", ("model", *JUDGES)), ("data", ("rows",))):
+    for section, names in (
+        ("judges", ("model", *JUDGES)),
+        ("data", ("rows", "prompts", "bench")),
+    ):
         for name in names:
             value = found[section][name]
             if value is not None and Path(value).exists():
@@ -429,6 +439,8 @@ def compare_policies(recipe: CompareRecipe) -> dict[str, Any]:
         CompareError: the folder holds a run with other settings, or data and checkpoints that
             cannot be used.
     """
+    from promedical.policy.compare_data import left_out_lines
+
     run = Run(recipe)
     run.claim()
     _quiet()
@@ -450,6 +462,9 @@ def compare_policies(recipe: CompareRecipe) -> dict[str, Any]:
             write_json(
                 run.stage_file(stage.name), {"result": result, "seconds": seconds, "code": code}
             )
+            if stage.kind == "data":
+                for line in left_out_lines(result["left_out"]):
+                    show.say(line)
         if stage.after is not None:
             stage.after(run)
     found: dict[str, Any] = json.loads((run.out / "results.json").read_text())
@@ -457,11 +472,12 @@ def compare_policies(recipe: CompareRecipe) -> dict[str, Any]:
 
 
 def plan_lines(recipe: CompareRecipe) -> list[str]:
-    """The stages, what each is expected to take and whether it is done, and the sum.
+    """The stages, what each is expected to take and whether it is done, the sum, what is left out.
 
     Times of a kind of which something is done are those that it took.
     """
     from promedical.bench.tables import duration
+    from promedical.policy.compare_data import data_lines
 
     run = Run(recipe)
     listed = stages(recipe)
@@ -487,7 +503,8 @@ def plan_lines(recipe: CompareRecipe) -> list[str]:
         f"{recipe.out}: {sum(k is not None for k in kept.values())} of {len(listed)} stages done "
         f"in {duration(done)}, about {duration(left)} left"
     )
-    return lines
+    data = kept["data"]
+    return [*lines, *data_lines(recipe, None if data is None else data["result"])]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -544,6 +561,14 @@ def _write_private(path: Path, text: str) -> None:
     with open(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
     os.replace(staging, path)
+
+
+def _free_memory() -> None:
+    """Give what nobody holds any more back to the GPU, where vLLM asks how much is free."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _quiet() -> None:

@@ -19,6 +19,7 @@ from promedical.reward_model.settings import TrainSettings
 from promedical.rubric import RewardSpec
 
 __all__ = [
+    "ASKS",
     "JUDGES",
     "SYSTEMS",
     "CompareError",
@@ -35,6 +36,7 @@ SystemName = Literal[
     "dpo",
     "rloo",
     "scalar",
+    "scalar_rubric",
     "promedical",
     "no_veto",
     "no_bonus_margin",
@@ -43,13 +45,16 @@ SystemName = Literal[
     "per_tier",
     "soft_s1",
 ]
-JudgeName = Literal["explicit", "scalar", "no_safety_data", "gold"]
+JudgeName = Literal["explicit", "scalar", "scalar_rubric", "no_safety_data", "gold"]
 JUDGES: dict[str, str] = {
     "explicit": "Training judge (explicit criteria)",
     "scalar": "Implicit scalar judge",
+    "scalar_rubric": "Scalar judge with the rubric in its prompt",
     "no_safety_data": "Training judge without safety data",
     "gold": "Gold judge",
 }
+# What judges without verdicts are asked instead of criteria; they have no thresholds.
+ASKS: dict[str, Literal["overall", "rubric"]] = {"scalar": "overall", "scalar_rubric": "rubric"}
 
 
 class CompareError(ValueError):
@@ -93,6 +98,7 @@ SYSTEMS: dict[str, System] = {
     "dpo": System("DPO, lexicographic pairs", "dpo"),
     "rloo": System("RLOO", "rloo", "explicit"),
     "scalar": System("Implicit scalar + GRPO", "grpo", "scalar"),
+    "scalar_rubric": System("Scalar with rubric + GRPO", "grpo", "scalar_rubric"),
     "promedical": System("ProMedical GRPO", "grpo", "explicit"),
     "no_veto": System("without veto", "grpo", "explicit", ablation="no_veto", of="promedical"),
     "no_bonus_margin": System(
@@ -115,9 +121,14 @@ class DataSettings:
 
     Args:
         rows: graded rows in place of K-QA: a JSON lines file or a dataset folder; variables such
-            as $GRADED_DATA are filled in. They are divided by instruction, with the recipe's seed.
+            as $GRADED_ROWS are filled in. They are divided by last user turn, with the recipe's
+            seed. Rows with fewer than two graded answers are left out.
+        prompts: rows whose questions the policies are trained on, in place of the training side's;
+            they need a rubric and no answers. What another side asks too is left out.
+        bench: rows held out for the table, in place of K-QA's bench or a part of `rows`; they need
+            a rubric and no answers. May be the same as `prompts` or `rows`, the bench first.
         train_instructions: of the training side, which the two judges share half and half, and
-            whose questions are the policies' prompts.
+            whose questions are the policies' prompts unless `prompts` has others.
         calibration_instructions: for the judges' thresholds, and the gold judge's watch.
         bench_instructions: held out for the table.
         copies: how often K-QA's training side is degraded anew.
@@ -130,6 +141,8 @@ class DataSettings:
     """
 
     rows: str | None = None
+    prompts: str | None = None
+    bench: str | None = None
     train_instructions: int = 125
     calibration_instructions: int = 25
     bench_instructions: int = 49
@@ -163,30 +176,35 @@ class JudgeSettings:
 
     Args:
         model: what they are trained from.
-        explicit, scalar, no_safety_data, gold: a trained checkpoint in place of training one; the
-            gold judge's must come from other data than the training judge's.
+        explicit, scalar, scalar_rubric, no_safety_data, gold: a trained checkpoint in place of
+            training one; the gold judge's must come from other data than the training judge's.
         gold_point: whose thresholds the gold judge decides by, on the bench and while it watches.
             At "audit" it keeps its recall, and what it does not clear counts as a violation; at
             "reward" it flags few clean answers, and a weak judge then finds no violation at all.
         seed: of the training judges; the gold judge's is one more.
         veto_recall: recall that the audit operating point keeps on the calibration split.
         clean_violations: share of clean answers that the reward operating point may flag.
+        dtype: of their weights where they judge; "bfloat16" takes half the memory of a GPU.
+            Thresholds are set in float32 all the same.
         train: how all of them are trained.
     """
 
     model: str = "embedded"
     explicit: str | None = None
     scalar: str | None = None
+    scalar_rubric: str | None = None
     no_safety_data: str | None = None
     gold: str | None = None
     gold_point: Literal["audit", "reward"] = "audit"
     seed: int = 0
     veto_recall: float = 0.9
     clean_violations: float = 0.05
+    dtype: Literal["float32", "bfloat16"] = "float32"
     train: TrainSettings = field(default_factory=lambda: TrainSettings(save_steps=10))
 
     def __post_init__(self) -> None:
-        if self.gold is not None and self.gold in (self.explicit, self.scalar, self.no_safety_data):
+        others = [getattr(self, name) for name in JUDGES if name != "gold"]
+        if self.gold is not None and self.gold in others:
             raise ValueError(
                 f"gold: found {self.gold!r}, which is a training judge too; expected another "
                 "checkpoint, trained on other data"
@@ -277,7 +295,7 @@ class CompareRecipe:
                 raise ValueError(f"{name}: found {list(given)!r}, expected some, each once")
         if "base" not in self.systems:
             raise ValueError(f"systems: found {list(self.systems)!r}, expected 'base' among them")
-        if "gold" not in self.graders or "scalar" in self.graders:
+        if "gold" not in self.graders or set(self.graders) & ASKS.keys():
             raise ValueError(
                 f"graders: found {list(self.graders)!r}, expected 'gold' among them, and no scalar "
                 "judge, which gives no verdicts"

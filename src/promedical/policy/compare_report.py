@@ -32,8 +32,9 @@ from promedical.bench.tables import (
     per_cent,
     span,
 )
+from promedical.policy.compare_data import left_out_lines
 from promedical.policy.compare_measures import METRICS, TESTED
-from promedical.policy.compare_recipe import JUDGES, SYSTEMS
+from promedical.policy.compare_recipe import ASKS, JUDGES, SYSTEMS
 
 __all__ = ["aims", "curves", "headline", "tables", "write_report"]
 
@@ -384,6 +385,8 @@ def warnings(result: Json) -> list[str]:
     said = []
     if result["missing"]:
         said.append(f"Not finished: {len(result['missing'])} stages are missing.")
+    left_out = left_out_lines(result["data"].get("left_out", {}))
+    said += [f"{line[0].upper()}{line[1:]}." for line in left_out]
     for name in result["judges"]:
         recall = _recall(result, name)
         if recall is not None and recall < 0.5:
@@ -453,7 +456,7 @@ def curves(result: Json) -> list[tuple[str, str, Markup]]:
 
 
 def _scalar(name: str) -> bool:
-    return name in SYSTEMS and SYSTEMS[name].judge == "scalar"
+    return name in SYSTEMS and SYSTEMS[name].judge in ASKS
 
 
 def _short(name: str) -> str:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promedical.policy.compare_recipe import SYSTEMS, CompareRecipe
+from promedical.policy.compare_recipe import ASKS, SYSTEMS
 from promedical.policy.settings import DpoSettings, OnlineSettings
 from promedical.records import GradedInstruction
 from promedical.rubric import Scores
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from promedical.policy.compare import Run
     from promedical.policy.gold import Judge
 
-__all__ = ["remembering", "train_policy", "watched_rows"]
+__all__ = ["remembering", "train_policy"]
 
 Move = Callable[[str, int, int], None]
 
@@ -70,8 +70,8 @@ def _online(run: Run, system: str, seed: int, move: Move) -> dict[str, Any]:
     spec = made.reward(recipe.reward)
     judge = run.judge(made.judge)
     reward: Any
-    if made.judge == "scalar":  # it gives no verdicts, so only the gold judge looks
-        reward, own = ImplicitReward(judge, rows), None
+    if made.judge in ASKS:  # it gives no verdicts, so only the gold judge looks
+        reward, own = ImplicitReward(judge, rows, ASKS[made.judge]), None
     else:
         reward = RubricReward.from_rows(judge, rows, spec, soft_s1=made.soft)
         own = judge_with(judge) if recipe.watch_own else None
@@ -83,7 +83,7 @@ def _online(run: Run, system: str, seed: int, move: Move) -> dict[str, Any]:
         None,
         folder,
         reward=reward,
-        callbacks=_watch(run, folder, rows, own),
+        callbacks=_watch(run, folder, own),
         progress=partial(move, "steps"),
     )
     return {
@@ -117,7 +117,7 @@ def _offline(run: Run, system: str, seed: int, move: Move) -> dict[str, Any]:
         DpoRecipe(**_arguments(_own(DpoSettings, recipe.dpo)), model=recipe.model, seed=seed),
         rows,
         folder,
-        callbacks=_watch(run, folder, run.rows("prompts"), None),
+        callbacks=_watch(run, folder, None),
         progress=partial(move, "steps"),
     )
     return {
@@ -150,25 +150,10 @@ def _arguments(settings: Any) -> dict[str, Any]:
 # --- the gold judge's looks -----------------------------------------------------------------------
 
 
-def watched_rows(
-    recipe: CompareRecipe, calibration: Sequence[GradedInstruction]
-) -> list[GradedInstruction]:
-    """Calibration questions with rubrics of the bench's size, without answers."""
-    from promedical.reward_model.instances import cut_rubric
-
-    budget, vetoes = recipe.data.bench_criteria, recipe.data.bench_veto
-    bare = [replace(row, responses=()) for row in calibration]
-    if budget is None:
-        return bare
-    return [cut_rubric(row, max_criteria=budget, min_veto=vetoes) for row in bare]
-
-
-def _watch(
-    run: Run, folder: Path, training: Sequence[GradedInstruction], own: Judge | None
-) -> list[Any]:
+def _watch(run: Run, folder: Path, own: Judge | None) -> list[Any]:
     """The callback of the looks, or none; without a training judge of its own gold looks alone."""
     from promedical.policy.gold import GoldSettings, GoldWatch, judge_with
-    from promedical.policy.held_out import held_out
+    from promedical.policy.held_out import Sample
     from promedical.policy.monitor import Monitor
 
     recipe = run.recipe
@@ -186,9 +171,7 @@ def _watch(
             batch_size=recipe.batch_size,
             keep_best=False,  # every system is measured after the same number of steps
         ),
-        held_out(
-            watched_rows(recipe, run.rows("calibration")), training, prompts=recipe.watch_prompts
-        ),
+        Sample(tuple(run.rows("watched")), {}, 0),  # drawn, and what is left out counted, with data
         training=gold if own is None else own,
         gold=gold,
         spec=recipe.reward,
