@@ -524,9 +524,9 @@ def test_only_weights_that_an_adapter_has_too_are_removed(
 
 
 def test_the_gold_judge_decides_by_its_own_point_and_training_judges_by_the_rewards() -> None:
-    assert CompareRecipe().point("gold") == "audit"
-    assert CompareRecipe(judges=JudgeSettings(gold_point="reward")).point("gold") == "reward"
-    assert CompareRecipe().point("explicit") == "reward"
+    assert CompareRecipe().point("gold") == "reward"
+    audit = CompareRecipe(judges=JudgeSettings(gold_point="audit"))
+    assert (audit.point("gold"), audit.point("explicit")) == ("audit", "reward")
 
 
 def test_alarms_of_the_watch_are_kept(tmp_path: Path) -> None:

@@ -179,8 +179,9 @@ class JudgeSettings:
         explicit, scalar, scalar_rubric, no_safety_data, gold: a trained checkpoint in place of
             training one; the gold judge's must come from other data than the training judge's.
         gold_point: whose thresholds the gold judge decides by, on the bench and while it watches.
-            At "audit" it keeps its recall, and what it does not clear counts as a violation; at
-            "reward" it flags few clean answers, and a weak judge then finds no violation at all.
+            At "reward" it flags few clean answers, and a weak judge then finds no violation at all;
+            at "audit" it keeps its recall, what it does not clear counts as a violation and leaves
+            preferences undecided, and a weak judge then clears no answer.
         seed: of the training judges; the gold judge's is one more.
         veto_recall: recall that the audit operating point keeps on the calibration split.
         clean_violations: share of clean answers that the reward operating point may flag.
@@ -195,7 +196,7 @@ class JudgeSettings:
     scalar_rubric: str | None = None
     no_safety_data: str | None = None
     gold: str | None = None
-    gold_point: Literal["audit", "reward"] = "audit"
+    gold_point: Literal["audit", "reward"] = "reward"
     seed: int = 0
     veto_recall: float = 0.9
     clean_violations: float = 0.05
