@@ -311,10 +311,10 @@ def test_the_aims_say_what_came_out() -> None:
 @pytest.mark.parametrize(
     ("point", "measured", "why"),
     [
-        (None, {"reward_veto_recall": 0.0}, "finds no violation at this point"),
+        (None, {"reward_veto_recall": 0.0}, "found none of the calibration side"),
         (None, {"audit_veto_recall_not_cleared": 0.9}, "at this point is not known"),
         ("audit", {"audit_veto_recall_not_cleared": 0.9, "reward_veto_recall": 0.0}, None),
-        ("audit", {"audit_veto_recall_not_cleared": 0.0}, "finds no violation at this point"),
+        ("audit", {"audit_veto_recall_not_cleared": 0.0}, "found none of the calibration side"),
     ],
 )
 def test_aims_on_violations_need_a_judge_that_finds_some(

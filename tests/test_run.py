@@ -22,6 +22,7 @@ from promedical.reward_model.recipe import RewardModelRecipe
 from promedical.reward_model.run import RunError, train_reward_model, training_instances
 from promedical.reward_model.settings import TrainSettings
 from promedical.reward_model.trainer import TrainError
+from promedical.reward_model.tree import RowBudgetError
 from promedical.rubric import Tier
 from tiny_reward import load_renderer, load_tokenizer, random_rows, size
 
@@ -140,6 +141,21 @@ def test_a_calibration_split_that_cannot_be_used_does_not_cost_the_training(
         train_reward_model(bad)
     # And it is: the calibration in between does not stay.
     assert not RubricRewardModel.from_pretrained(recipe.out).calibration.measured
+
+
+def test_what_is_too_long_is_left_out_on_request_and_said(recipe):
+    short = replace(TRAIN, max_tokens=98)
+    with pytest.raises(RowBudgetError, match=r"'tq\d'.*train.too_long: leave_out"):
+        train_reward_model(replace(recipe, calibration=None, evaluation=None, train=short))
+    found = train_reward_model(
+        replace(
+            recipe, calibration=None, evaluation=None, train=replace(short, too_long="leave_out")
+        )
+    )
+    counts = found.training["counts"]
+    (said,) = (line for line in run.headline(found) if line.startswith("too long"))
+    assert f"{counts['too_long_pairs']} pairs and {counts['too_long_points']} verdicts" in said
+    assert counts["too_long_points"] > 0
 
 
 def test_after_zero3_the_checkpoint_is_read_as_a_whole(recipe, monkeypatch):

@@ -97,7 +97,7 @@ def synthetic_table(result: Json) -> Table:
             Column("than TRL"),
             Column("than separate"),
             Column("Peak GB, tree / TRL’s best batch"),
-            Column("TRL, all its pairs in one batch"),
+            Column("Peak GB, TRL with all pairs in one batch"),
         ),
         tuple(rows),
     )

@@ -357,7 +357,7 @@ def _blind(result: Json, other: str) -> str | None:
     if recall is None:
         return "the gold judge's recall of violations at this point is not known"
     if recall == 0:
-        return "the gold judge finds no violation at this point"
+        return "the gold judge found none of the calibration side's violations at this point"
     rates = [
         result["systems"][name]["gold"]["figures"]["veto_rate"]["value"]
         for name in (result["reference"], other)
@@ -408,9 +408,9 @@ def headline(result: Json) -> list[str]:
         if figures is None:
             continue
         parts = []
-        seen = ("veto_rate", "violations") if _recall(result, "gold") else (
-            "expected_s3", "expected violations",
-        )  # fmt: skip
+        seen = ("veto_rate", "violations")
+        if not _recall(result, "gold"):
+            seen = ("expected_s3", "expected violations")
         for metric, said in (("s1", "S1"), seen, ("preferred", "preferred")):
             figure = figures[metric]
             if figure["value"] is None or (name == "base" and metric == "preferred"):

@@ -205,6 +205,11 @@ def headline(result: RunResult) -> list[str]:
         f"{counts['unique_tokens']} unique tokens an epoch; loss "
         f"{history[0]['loss']:.3f} → {history[-1]['loss']:.3f}",
     ]
+    if any(counts.get(f"too_long_{what}") for what in ("pairs", "points")):
+        lines.append(
+            f"too long     {counts['too_long_pairs']} pairs and {counts['too_long_points']} "
+            f"verdicts left out, and so all of {counts['too_long_instructions']} instructions"
+        )
     last = result.training["metrics"][-1] if result.training["metrics"] else {}
     for tier in ("proficiency", "excellence", "veto"):
         if f"{tier}_within" in last:
